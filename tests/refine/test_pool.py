@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from pool_functions import misbehave, square, threads
+
+from wsss.errors import DataError
+from wsss.refine import ItemError, map_images
+
+
+def numbered(values: list[int]) -> list[tuple[str, int]]:
+    return [(f"image{i}", value) for i, value in enumerate(values)]
+
+
+def test_inline_keeps_the_order_and_is_lazy():
+    read: list[str] = []
+
+    def items() -> Iterator[tuple[str, int]]:
+        for name, value in numbered([3, 4]):
+            read.append(name)
+            yield name, value
+
+    results = map_images(square, items(), workers=0)
+    assert next(results) == ("image0", 9)
+    assert read == ["image0"]
+    assert list(results) == [("image1", 16)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_errors_name_the_item(workers):
+    with pytest.raises(ItemError, match="image1: ValueError: negative") as caught:
+        list(map_images(misbehave, numbered([1, -1]), workers=workers))
+    assert isinstance(caught.value.__cause__, ValueError)
+    if workers == 0:
+        with pytest.raises(DataError, match=r"^image0: mask is unreadable$"):
+            list(map_images(misbehave, numbered([-2]), workers=0))
+
+
+def test_processes_give_every_result_with_bounded_lookahead():
+    read: list[str] = []
+
+    def items() -> Iterator[tuple[str, int]]:
+        for name, value in numbered(list(range(12))):
+            read.append(name)
+            yield name, value
+
+    results = map_images(square, items(), workers=1)
+    first = next(results)
+    assert len(read) <= 2 * 1 + 1
+    assert dict([first, *results]) == {f"image{i}": i * i for i in range(12)}
+
+
+def test_workers_have_one_thread():
+    assert dict(map_images(threads, numbered([0]), workers=1)) == {"image0": (1, "1")}
+
+
+def test_a_dead_worker_is_reported_with_the_items_under_way():
+    with pytest.raises(ItemError, match=r"worker process died at one of: image0, image1.*fewer workers"):
+        list(map_images(misbehave, numbered([-3, 1]), workers=1))
+
+
+def test_edges():
+    assert list(map_images(square, [], workers=1)) == []
+    with pytest.raises(ValueError, match="got -1"):
+        list(map_images(square, [], workers=-1))

@@ -1,0 +1,310 @@
+"""The artifact store: one directory per stage and fingerprint, and every on-disk format the stages exchange.
+
+``<root>/<stage>/<fingerprint>/manifest.json`` is written last, by rename: its presence means that the artifact is
+complete. Every file is written under a temporary name first. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_tensors
+from safetensors.torch import save_file as save_tensors
+from torch import Tensor, nn
+
+from wsss.errors import CorruptArtifact, LockTimeout
+from wsss.palette import voc_palette
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_DIGITS = 12
+PARTIAL = ".partial"
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """12 hexadecimal digits that stand for ``facts`` (JSON types). Whole floats count as integers: 1.0 is 1.
+
+    >>> fingerprint({"a": 1.0, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    True
+    """
+    text = json.dumps(_canonical(facts), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it. A killed process leaves no half file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, readable by people, atomically. Refuses NaN: JSON has none."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda partial: _write_text(partial, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        CorruptArtifact: the file is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(path.parent)}") from error
+
+
+class Seeds(NamedTuple):
+    """The seeds of one image.
+
+    Attributes:
+        class_ids: ``(K,)`` uint8, the image's tags in 1..C.
+        scores: ``(K, h, w)`` float32 in [0,1], one value per stride.
+        size: ``(H, W)`` of the image.
+    """
+
+    class_ids: np.ndarray
+    scores: np.ndarray
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The result of one stage for one fingerprint; it may be absent, in the making, or complete."""
+
+    root: Path
+    stage: str
+    fingerprint: str
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of this artifact lies."""
+        return self.root / self.stage / self.fingerprint
+
+    @property
+    def complete(self) -> bool:
+        """Whether the manifest is there."""
+        return (self.directory / "manifest.json").is_file()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Training state to resume from."""
+        return self.directory / "last.ckpt"
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What was run, on what, and when."""
+        return read_json(self.directory / "manifest.json")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The numbers of this stage; fractions in [0,1]."""
+        return read_json(self.directory / "metrics.json")
+
+    def prepare(self) -> None:
+        """Make the directory and drop what a killed process left half written."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for partial in self.directory.rglob(f"*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the artifact. The manifest goes first, so that no half-deleted one looks complete."""
+        (self.directory / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def publish(self, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Write the metrics, then the manifest: from now on the artifact is complete."""
+        write_json(self.directory / "metrics.json", metrics)
+        write_json(self.directory / "manifest.json", manifest)
+
+    # --- weights -----------------------------------------------------------------------------------------------
+
+    def write_weights(self, network: nn.Module) -> None:
+        """Keep the parameters and buffers of a network."""
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+        write_atomically(self.directory / "weights.safetensors", lambda path: save_tensors(state, path))
+
+    def read_weights(self, network: nn.Module) -> None:
+        """Load the kept weights into ``network``.
+
+        Raises:
+            CorruptArtifact: the file is unreadable or belongs to another network.
+        """
+        path = self.directory / "weights.safetensors"
+        try:
+            network.load_state_dict(load_tensors(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CorruptArtifact(f"{path} cannot be loaded ({error}). {_redo(self.directory)}") from error
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep named tensors, for example prototypes, as ``<name>.safetensors``."""
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        write_atomically(self.directory / f"{name}.safetensors", lambda path: save_tensors(state, path))
+
+    def read_tensors(self, name: str) -> dict[str, Tensor] | None:
+        """Named tensors, or None where they were not written."""
+        path = self.directory / f"{name}.safetensors"
+        return load_tensors(path) if path.is_file() else None
+
+    # --- seeds -------------------------------------------------------------------------------------------------
+
+    def has_seeds(self, id: str) -> bool:
+        """Whether the seeds of an image are there."""
+        return self._seeds_path(id).is_file()
+
+    def write_seeds(self, id: str, seeds: Seeds) -> None:
+        """Keep the seeds of one image: half precision, compressed."""
+        path = self._seeds_path(id)
+        arrays = {
+            "class_ids": np.asarray(seeds.class_ids, dtype=np.uint8),
+            "scores": np.asarray(seeds.scores, dtype=np.float16),
+            "size": np.asarray(seeds.size, dtype=np.int32),
+        }
+
+        def write(partial: Path) -> None:
+            with partial.open("wb") as file:  # an open file: numpy would add .npz to a name
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+
+        write_atomically(path, write)
+
+    def read_seeds(self, id: str) -> Seeds:
+        """The seeds of one image.
+
+        Raises:
+            CorruptArtifact: the file is missing or broken, or its arrays do not belong together.
+        """
+        path = self._seeds_path(id)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                class_ids, scores, size = file["class_ids"], file["scores"], file["size"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
+        scores = scores.astype(np.float32)
+        if scores.ndim != 3 or len(scores) != len(class_ids) or size.shape != (2,):
+            raise CorruptArtifact(
+                f"{path} holds {len(class_ids)} classes, scores of shape {scores.shape} and a size of shape "
+                f"{size.shape}; they do not belong together. {_redo(self.directory)}"
+            )
+        if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
+            raise CorruptArtifact(f"{path} holds scores outside [0,1] or NaN. {_redo(self.directory)}")
+        return Seeds(class_ids, scores, (int(size[0]), int(size[1])))
+
+    def _seeds_path(self, id: str) -> Path:
+        return self.directory / "maps" / f"{id}.npz"
+
+    # --- masks -------------------------------------------------------------------------------------------------
+
+    def has_mask(self, id: str, *, folder: str = "masks") -> bool:
+        """Whether the mask of an image is there."""
+        return (self.directory / folder / f"{id}.png").is_file()
+
+    def write_mask(self, id: str, labels: np.ndarray, *, folder: str = "masks") -> None:
+        """Keep ``(H, W)`` uint8 labels as an indexed PNG with the VOC palette."""
+        image = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
+        image.putpalette(voc_palette().tobytes())
+        write_atomically(self.directory / folder / f"{id}.png", lambda path: image.save(path, format="PNG"))
+
+    def read_mask(self, id: str, *, folder: str = "masks") -> np.ndarray:
+        """Labels of one image, ``(H, W)`` uint8.
+
+        Raises:
+            CorruptArtifact: the file is missing or broken.
+        """
+        path = self.directory / folder / f"{id}.png"
+        try:
+            with Image.open(path) as image:
+                return np.array(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
+
+    # --- lock --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def locked(self, *, timeout: float | None = None, poll: float = 1.0) -> Iterator[None]:
+        """Hold the one right to work on this artifact; wait while another process has it.
+
+        The kernel holds the lock for a living process and drops it with the process, so a lock file left by a killed
+        one blocks nobody; that it was left is logged. The file says who works.
+
+        Args:
+            timeout: seconds to wait; None waits for ever.
+            poll: seconds between looks.
+
+        Raises:
+            LockTimeout: another process still works on it after ``timeout``.
+        """
+        path = self.root / self.stage / f"{self.fingerprint}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+", encoding="utf-8") as file:
+            self._acquire(file.fileno(), path, timeout, poll)
+            left = path.read_text(encoding="utf-8").strip()
+            if left:
+                log.warning("%s %s: taking over from %s, which ended before it was done", self.stage, self.fingerprint, left)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    def _acquire(self, descriptor: int, path: Path, timeout: float | None, poll: float) -> None:
+        started, told = time.monotonic(), False
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                holder = path.read_text(encoding="utf-8").strip() or "another process"
+                remedy = f"If that process no longer exists (another machine, a network disk), delete {path}"
+                if timeout is not None and time.monotonic() - started >= timeout:
+                    raise LockTimeout(f"{holder} works on {self.directory}. {remedy}") from None
+                if not told:
+                    log.warning("waiting: %s works on %s %s. %s", holder, self.stage, self.fingerprint, remedy)
+                    told = True
+                time.sleep(poll)
+
+
+def _redo(directory: Path) -> str:
+    """The remedy for a broken file of the artifact in ``directory``."""
+    return f"Delete {directory} and run its stage again (or run the stage with force=true)"
+
+
+__all__ = ["Artifact", "Seeds", "fingerprint", "read_json", "write_atomically", "write_json"]

@@ -1,0 +1,37 @@
+"""From configuration nodes to objects, with errors that name the node and not the machinery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from wsss.errors import ConfigError, UserError
+
+
+def build(config: DictConfig, node: str, **arguments: Any) -> Any:
+    """Construct the object that the node at the dotted path ``node`` describes by ``_target_``.
+
+    Args:
+        config: the whole configuration, so that the node's interpolations resolve.
+        node: for example ``cam`` or ``recipe.classifier.optimizer``.
+        arguments: set or override constructor arguments.
+
+    Raises:
+        ConfigError: the node cannot be built; a ``UserError`` of the constructor itself passes through.
+    """
+    try:
+        return instantiate(OmegaConf.select(config, node, throw_on_missing=True), _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, UserError):
+                raise cause from None
+            cause = cause.__cause__
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(f"the configuration node {node!r} cannot be built: {reason}. Compare it with conf/") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration node {node!r} is incomplete: {str(error).splitlines()[0]}") from error

@@ -1,0 +1,170 @@
+"""From a data set to batches: every view is a function of (seed, epoch, image) and of nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from wsss.data.transforms import Augment, to_tensor
+from wsss.data.voc import VocLayout
+
+Batch = dict[str, Tensor]
+MaskReader = Callable[[str], np.ndarray]
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stable_seed(*parts: int) -> int:
+    """A 63-bit seed from whole numbers, the same on every machine."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields ``(epoch, index)`` in an order drawn from ``(seed, epoch)``, each rank its own share.
+
+    Because the epoch travels with the index, a dataset draws the same view of an image whatever the number of
+    workers, and a run that resumes at epoch 3 sees what it would have seen without the interruption. Lightning calls
+    ``set_epoch``. The last images are dropped so that every rank has the same number and batches are full.
+    """
+
+    def __init__(self, count: int, *, seed: int, batch_size: int) -> None:
+        self.seed = seed
+        self.epoch = 0
+        self.count = count
+        self.batch_size = batch_size
+        self.rank, self.ranks = _rank()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        share = self.count // self.ranks
+        return max(share - share % self.batch_size, min(share, self.batch_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng(stable_seed(self.seed, self.epoch)).permutation(self.count)
+        for index in order[self.rank :: self.ranks][: len(self)]:
+            yield self.epoch, int(index)
+
+
+def _rank() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TrainingViews(Dataset[Batch]):
+    """Random views of a split, with tags and, where asked for, masks.
+
+    Args:
+        data: the set.
+        ids: the images.
+        augment: draws the views.
+        seed: of the run.
+        masks: reads the mask to learn from, ``(H, W)`` uint8; None where only tags are learnt from.
+    """
+
+    def __init__(
+        self, data: VocLayout, ids: Sequence[str], *, augment: Augment, seed: int, masks: MaskReader | None = None
+    ) -> None:
+        self.data, self.ids, self.augment, self.seed, self.masks = data, tuple(ids), augment, seed, masks
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, index = key
+        id = self.ids[index]
+        mask = self.masks(id) if self.masks else None
+        view, labels = self.augment(self.data.image(id), mask, seed=stable_seed(self.seed, epoch, index))
+        batch = {"image": view, "tags": tag_vector(self.data.class_ids(id), len(self.data.classes))}
+        return batch if labels is None else {**batch, "labels": labels.long()}
+
+
+class WholeImages(Dataset[Batch]):
+    """Images as they are, one a batch: their sizes differ.
+
+    Items hold ``index`` (position in ``ids``), ``image`` ``(3, H, W)`` uint8 and ``tags`` ``(C,)``.
+    """
+
+    def __init__(self, data: VocLayout, ids: Sequence[str]) -> None:
+        self.data, self.ids = data, tuple(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Batch:
+        id = self.ids[index]
+        tags = tag_vector(self.data.class_ids(id), len(self.data.classes))
+        return {"index": torch.tensor(index), "image": to_tensor(self.data.image(id)), "tags": tags}
+
+
+def tag_vector(class_ids: Sequence[int], num_classes: int) -> Tensor:
+    """Class ids in 1..C to a ``(C,)`` float vector of zeros and ones.
+
+    >>> tag_vector((1, 3), 4).tolist()
+    [1.0, 0.0, 1.0, 0.0]
+    """
+    tags = torch.zeros(num_classes)
+    tags[[id - 1 for id in class_ids]] = 1.0
+    return tags
+
+
+class DataModule(pl.LightningDataModule):
+    """Training views and whole validation images of one data set.
+
+    Args:
+        data: the set.
+        augment: draws the training views.
+        batch_size: training images per step and process.
+        workers: loader processes; None takes what the cores allow.
+        seed: of the run.
+        masks: reads the masks to learn from; None for a classifier.
+    """
+
+    def __init__(
+        self,
+        data: VocLayout,
+        *,
+        augment: Augment,
+        batch_size: int,
+        seed: int,
+        workers: int | None = None,
+        masks: MaskReader | None = None,
+    ) -> None:
+        super().__init__()
+        self.data, self.augment, self.batch_size, self.seed, self.masks = data, augment, batch_size, seed, masks
+        # On two cores a worker process takes from training what it saves in loading.
+        self.workers = workers if workers is not None else max(0, min(8, cores() - 2))
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Augmented batches: ``image`` uint8, ``tags`` float, and ``labels`` int64 where masks are learnt from."""
+        views = TrainingViews(
+            self.data, self.data.ids(self.data.train), augment=self.augment, seed=self.seed, masks=self.masks
+        )
+        sampler = EpochSampler(len(views), seed=self.seed, batch_size=self.batch_size)
+        return self._loader(views, batch_size=self.batch_size, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Whole images of the validation split, one a batch."""
+        return self._loader(WholeImages(self.data, self.data.ids(self.data.val)), batch_size=1)
+
+    def _loader(self, dataset: Dataset[Batch], **options: object) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,  # type: ignore[arg-type]
+        )

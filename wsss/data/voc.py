@@ -1,0 +1,225 @@
+"""The reader of the PASCAL VOC directory layout, used for VOC itself, for the demo set and for sets of one's own."""
+
+from __future__ import annotations
+
+import difflib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+
+from wsss.errors import ConfigError, DataError
+from wsss.types import BACKGROUND, IGNORE, Sample
+
+VOC_CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""The 20 classes of PASCAL VOC in their official order: class id = position + 1."""
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as ``(H, W, 3)`` uint8 RGB.
+
+    Raises:
+        DataError: the file is missing or does not decode.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"the image {path} does not decode ({error}). Replace the file, or take {path.stem} out of the split"
+        ) from error
+
+
+class VocLayout:
+    """A data set in the layout of PASCAL VOC.
+
+    ::
+
+        root/JPEGImages/<id>.jpg             also .png, .jpeg, .bmp, .webp, .tif
+        root/SegmentationClass/<id>.png      indexed or grey: 0 background, 1..C classes, 255 ignored
+        root/Annotations/<id>.xml            only for tags=xml
+        root/ImageSets/Segmentation/<split>.txt
+        root/classes.txt                     one class name a line, without background; absent: the 20 VOC classes
+
+    Args:
+        root: folder of the set.
+        name: how reports call it.
+        train: name of the split that stages 1-4 learn from.
+        val: name of the split that they are measured on.
+        tags: where image-level tags come from: ``masks`` (classes present in the mask) or ``xml`` (VOC annotations).
+
+    Raises:
+        ConfigError: ``tags`` is neither of the two.
+        DataError: the folder, a split or an image named by a split is missing.
+    """
+
+    TAG_SOURCES = ("masks", "xml")
+
+    def __init__(
+        self, root: str | Path, *, name: str = "voc", train: str = "train", val: str = "val", tags: str = "masks"
+    ) -> None:
+        if tags not in self.TAG_SOURCES:
+            raise ConfigError(f"data.tags={tags!r} is unknown. Choose one of: {', '.join(self.TAG_SOURCES)}")
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DataError(f"no data set at {self.root.absolute()}. Set its folder with data.root=/path/to/{name}")
+        self.name = name
+        self.train = train
+        self.val = val
+        self.tag_source = tags
+        self.classes = self._read_classes()
+        self._images = self._index_images()
+        self.has_masks = (self.root / "SegmentationClass").is_dir()
+        self._ids = {split: self._read_split(split) for split in (train, val)}
+        self._tags: dict[str, tuple[int, ...]] = {}
+
+    def ids(self, split: str) -> tuple[str, ...]:
+        """The image ids of ``train`` or ``val`` in the order of the split file."""
+        return self._ids[split]
+
+    def class_ids(self, id: str) -> tuple[int, ...]:
+        """The image-level tags of one image: sorted class ids in 1..C, empty for an image of background alone."""
+        if id not in self._tags:
+            self._tags[id] = self._tags_from_xml(id) if self.tag_source == "xml" else self._tags_from_mask(id)
+        return self._tags[id]
+
+    def tags(self, split: str) -> dict[str, tuple[int, ...]]:
+        """The tags of every image of a split, read in parallel and kept."""
+        with ThreadPoolExecutor() as pool:
+            return dict(zip(self.ids(split), pool.map(self.class_ids, self.ids(split)), strict=True))
+
+    def image_path(self, id: str) -> Path:
+        """Where the image lies."""
+        return self._images[id]
+
+    def image(self, id: str) -> np.ndarray:
+        """The image as ``(H, W, 3)`` uint8 RGB. See ``read_image``."""
+        return read_image(self._images[id])
+
+    def mask(self, id: str) -> np.ndarray | None:
+        """The true mask as ``(H, W)`` uint8, or None where the set has no masks at all.
+
+        Raises:
+            DataError: the mask is missing, unreadable, of another size than its image, or has a value that is no class.
+        """
+        if not self.has_masks:
+            return None
+        mask, path = self._read_mask(id), self._mask_path(id)
+        width, height = self._image_size(id)
+        if mask.shape != (height, width):
+            raise DataError(
+                f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} but its image {self._images[id]} is "
+                f"{width}x{height}. Export the mask at the size of the image"
+            )
+        return mask
+
+    def sample(self, id: str, *, with_mask: bool = False) -> Sample:
+        """One image with its tags, and its true mask where asked for and at hand."""
+        return Sample(id, self.image(id), self.class_ids(id), self.mask(id) if with_mask else None)
+
+    def _read_classes(self) -> tuple[str, ...]:
+        path = self.root / "classes.txt"
+        if not path.is_file():
+            return VOC_CLASSES
+        classes = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not classes:
+            raise DataError(f"{path} is empty. Write one class name a line, without background")
+        if len(set(classes)) != len(classes):
+            twice = sorted({name for name in classes if classes.count(name) > 1})
+            raise DataError(f"{path} names {', '.join(twice)} twice. Each class stands on one line")
+        if classes[0].lower() == "background":
+            raise DataError(f"{path} lists background as a class. Remove that line: background is always label 0")
+        if len(classes) >= IGNORE:
+            raise DataError(f"{path} has {len(classes)} classes; masks of 8 bits hold at most {IGNORE - 1}")
+        return classes
+
+    def _index_images(self) -> dict[str, Path]:
+        folder = self.root / "JPEGImages"
+        if not folder.is_dir():
+            raise DataError(f"no folder JPEGImages in {self.root}. The layout is described in the README")
+        return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+
+    def _read_split(self, split: str) -> tuple[str, ...]:
+        folder = self.root / "ImageSets" / "Segmentation"
+        path = folder / f"{split}.txt"
+        if not path.is_file():
+            there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
+            raise DataError(f"no split {split!r}: {path} is missing (splits there: {there})")
+        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        if not ids:
+            raise DataError(f"{path} names no image. Write one image id a line")
+        if len(set(ids)) != len(ids):
+            twice = next(id for id in ids if ids.count(id) > 1)
+            raise DataError(f"{path} names {twice} more than once. Remove the repeated lines")
+        missing = [id for id in ids if id not in self._images]
+        if missing:
+            raise DataError(
+                f"{path} names {missing[0]!r}, but there is no image {self.root / 'JPEGImages' / missing[0]}.* "
+                f"({len(missing)} of {len(ids)} ids have none). Add the images or take the ids out of the split"
+            )
+        return ids
+
+    def _mask_path(self, id: str) -> Path:
+        return self.root / "SegmentationClass" / f"{id}.png"
+
+    def _read_mask(self, id: str) -> np.ndarray:
+        path = self._mask_path(id)
+        try:
+            with Image.open(path) as image:
+                mode, mask = image.mode, np.array(image)
+        except FileNotFoundError:
+            raise DataError(f"no mask {path} for image {id}. Add it, or take {id} out of the split") from None
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"the mask {path} does not decode ({error}). Replace the file") from error
+        if mode not in ("P", "L", "1"):
+            raise DataError(f"the mask {path} has mode {mode}; masks are indexed or 8-bit grey PNG files of class ids")
+        mask = mask.astype(np.uint8)
+        wrong = np.unique(mask[(mask > len(self.classes)) & (mask != IGNORE)])
+        if wrong.size:
+            raise DataError(
+                f"the mask {path} has the value {wrong[0]}, but {self.name} has {len(self.classes)} classes "
+                f"(allowed: 0..{len(self.classes)} and {IGNORE}). Mend the mask or list the class in classes.txt"
+            )
+        return mask
+
+    def _image_size(self, id: str) -> tuple[int, int]:
+        path = self._images[id]
+        try:
+            with Image.open(path) as image:
+                return image.size
+        except OSError as error:
+            raise DataError(f"the image {path} does not decode ({error}). Replace the file") from error
+
+    def _tags_from_mask(self, id: str) -> tuple[int, ...]:
+        if not self.has_masks:
+            raise DataError(
+                f"tags are to come from masks, but {self.root} has no folder SegmentationClass. "
+                f"Add the masks, or take the tags from annotations with data.tags=xml"
+            )
+        return tuple(int(label) for label in np.unique(self._read_mask(id)) if label not in (BACKGROUND, IGNORE))
+
+    def _tags_from_xml(self, id: str) -> tuple[int, ...]:
+        path = self.root / "Annotations" / f"{id}.xml"
+        try:
+            names = {node.text.strip() for node in ElementTree.parse(path).iterfind("object/name") if node.text}
+        except FileNotFoundError:
+            raise DataError(
+                f"no annotation {path} for image {id}. Add it, or take the tags from masks with data.tags=masks"
+            ) from None
+        except ElementTree.ParseError as error:
+            raise DataError(f"the annotation {path} is no valid XML ({error}). Replace the file") from error
+        for name in names - set(self.classes):
+            near = difflib.get_close_matches(name, self.classes, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise DataError(
+                f"{path} names the class {name!r}, which is none of the {len(self.classes)} classes of {self.name}."
+                f"{hint} Mend the annotation or list the class in classes.txt"
+            )
+        return tuple(sorted(self.classes.index(name) + 1 for name in names))

@@ -1,0 +1,36 @@
+"""Metrics of segmentation (confusion matrix, threshold curve) and of classification (average precision)."""
+
+from __future__ import annotations
+
+from wsss.metrics.classification import average_precision, mean_average_precision
+from wsss.metrics.confusion import (
+    ConfusionMatrix,
+    false_negatives,
+    false_positives,
+    image_miou,
+    iou,
+    miou,
+    pixel_accuracy,
+    precision,
+    recall,
+    summarize,
+    summarize_pseudo_labels,
+)
+from wsss.metrics.threshold import ThresholdCurve
+
+__all__ = [
+    "ConfusionMatrix",
+    "ThresholdCurve",
+    "average_precision",
+    "false_negatives",
+    "false_positives",
+    "image_miou",
+    "iou",
+    "mean_average_precision",
+    "miou",
+    "pixel_accuracy",
+    "precision",
+    "recall",
+    "summarize",
+    "summarize_pseudo_labels",
+]

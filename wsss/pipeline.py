@@ -1,0 +1,354 @@
+"""The stages as data: what each reads and needs, its fingerprint; run one, or build what it needs first."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from importlib.metadata import PackageNotFoundError, version
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from wsss.artifacts import Artifact, fingerprint
+from wsss.build import build
+from wsss.config import Labels, Upstream
+from wsss.console import table
+from wsss.data import VocLayout
+from wsss.data.loading import cores
+from wsss.errors import ConfigError, MissingArtifact
+from wsss.stages import classifier, labels, seeds, segmenter
+from wsss.stages.context import Context, Outcome
+from wsss.tracking import Trackers
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    Attributes:
+        script: the command that runs it.
+        version: raise it when the code changes what comes out for the same configuration.
+        reads: dotted paths of the configuration that can move its numbers.
+        needs: the stages whose artifacts it reads.
+        metric: the key of ``metrics.json`` that a sweep optimises.
+        build: constructs what the stage works with; called for every stage to run before any of them starts.
+        run: does the work and measures it.
+    """
+
+    script: str
+    version: int
+    reads: tuple[str, ...]
+    needs: tuple[str, ...]
+    metric: str
+    build: Callable[[DictConfig, VocLayout], Any]
+    run: Callable[[Context, Any], Outcome]
+
+
+STAGES: dict[str, Stage] = {
+    "classifier": Stage(
+        script="train.py",
+        version=1,
+        reads=("seed", "data", "classifier", "recipe.classifier", "trainer.precision"),
+        needs=(),
+        metric="map",
+        build=classifier.build,
+        run=classifier.run,
+    ),
+    "seeds": Stage(
+        script="generate_seeds.py",
+        version=1,
+        reads=("seed", "cam", "seeds", "evaluation.seed_threshold", "evaluation.curve_steps", "trainer.precision"),
+        needs=("classifier",),
+        metric="miou",
+        build=seeds.build,
+        run=seeds.run,
+    ),
+    "labels": Stage(
+        script="refine.py",
+        version=1,
+        reads=("seed", "refiner"),
+        needs=("seeds",),
+        metric="miou",
+        build=labels.build,
+        run=labels.run,
+    ),
+    "segmenter": Stage(
+        script="train_seg.py",
+        version=1,
+        reads=(
+            "seed",
+            "data",
+            "labels",
+            "segmenter",
+            "recipe.segmenter",
+            "evaluation.scales",
+            "evaluation.flip",
+            "trainer.precision",
+        ),
+        needs=("labels",),
+        metric="miou",
+        build=segmenter.build,
+        run=segmenter.run,
+    ),
+}
+
+NOT_HASHED = frozenset({"data.root", "data.name"})
+"""Keys below a stage's ``reads`` that move no number."""
+
+
+class Pipeline:
+    """The four stages for one configuration.
+
+    Args:
+        config: the composed configuration.
+        overrides: the command-line overrides that made it, repeated in messages and manifests.
+        experiment: name of the chosen experiment; without one, the data set's name.
+        data: the data set, where it has been read already.
+
+    Raises:
+        ConfigError, DataError: the data set cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        *,
+        overrides: Sequence[str] = (),
+        experiment: str | None = None,
+        data: VocLayout | None = None,
+    ) -> None:
+        self.config = config
+        self.overrides = tuple(overrides)
+        self.data: VocLayout = data or build(config, "data")
+        self.experiment = experiment or self.data.name
+        self.made: set[str] = set()
+        self._fingerprints: dict[str, str] = {}
+        self._facts: dict[str, Any] | None = None
+
+    def needs(self, stage: str) -> tuple[str, ...]:
+        """The stages that ``stage`` reads: a segmenter learning from true masks needs none."""
+        if stage == "segmenter" and self.config.labels is Labels.ground_truth:
+            return ()
+        return STAGES[stage].needs
+
+    def order(self, stage: str) -> tuple[str, ...]:
+        """``stage`` and all it builds on, in the order in which they run."""
+        return (*(name for need in self.needs(stage) for name in self.order(need)), stage)
+
+    def artifact(self, stage: str) -> Artifact:
+        """The artifact of ``stage`` for this configuration, made or not."""
+        return Artifact(Path(self.config.paths.artifacts), stage, self.fingerprint(stage))
+
+    def fingerprint(self, stage: str) -> str:
+        """hash(stage, its version, the configuration it reads, the split's ids and tags, upstream fingerprints)."""
+        if stage not in self._fingerprints:
+            facts = {
+                "stage": stage,
+                "version": STAGES[stage].version,
+                "config": self.read_config(stage),
+                "data": self.data_facts(),
+                "upstream": {need: self.fingerprint(need) for need in self.needs(stage)},
+            }
+            self._fingerprints[stage] = fingerprint(facts)
+        return self._fingerprints[stage]
+
+    def read_config(self, stage: str) -> dict[str, Any]:
+        """The resolved part of the configuration that can move the stage's numbers, by dotted path."""
+        resolved = OmegaConf.to_container(self.config, resolve=True, enum_to_str=True)
+        return {path: _hashable(reduce(getitem, path.split("."), resolved), path) for path in STAGES[stage].reads}
+
+    def data_facts(self) -> dict[str, Any]:
+        """What identifies the data: classes, the ids of both splits, and their tags."""
+        if self._facts is None:
+            self._facts = {
+                "classes": self.data.classes,
+                **{split: sorted(self.data.tags(split).items()) for split in (self.data.train, self.data.val)},
+            }
+        return self._facts
+
+    def command(self, stage: str) -> str:
+        """The shell command that runs ``stage`` with this configuration."""
+        kept = [override for override in self.overrides if override.split("=")[0].lstrip("+") not in ("upstream", "force")]
+        return shlex.join(["python", STAGES[stage].script, *kept])
+
+    def make(self, stage: str) -> Artifact:
+        """Run one stage, or reuse its artifact; deal with missing upstream as ``upstream`` says.
+
+        Raises:
+            MissingArtifact: an earlier stage is missing and ``upstream`` is ``require``.
+        """
+        artifact = self.artifact(stage)
+        if artifact.complete and not self.config.force:
+            self._reuse(artifact)
+            return artifact
+        missing = [name for name in self.order(stage)[:-1] if not self.artifact(name).complete]
+        if missing and self.config.upstream is Upstream.require:
+            raise MissingArtifact(
+                f"no finished {missing[0]} for this configuration (looked in {self.artifact(missing[0]).directory}).\n"
+                f"Run:  {self.command(missing[0])}     or add upstream=build"
+            )
+        self._run_all((*missing, stage), forced={stage} if self.config.force else set())
+        return artifact
+
+    def make_all(self) -> Artifact:
+        """Run the stages in order, reusing what is complete. With ``force=true`` each is done again."""
+        order = self.order("segmenter")
+        if self.config.force:
+            self._run_all(order, forced=set(order))
+        else:
+            for name in order:
+                if self.artifact(name).complete:
+                    self._reuse(self.artifact(name))
+            self._run_all([name for name in order if not self.artifact(name).complete], forced=set())
+        return self.artifact("segmenter")
+
+    def _run_all(self, stages: Sequence[str], *, forced: set[str]) -> None:
+        self._check_trainer()
+        parts = {}
+        for name in stages:  # every mistake in the configuration shows here, before the first hour of work
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)
+            parts[name] = STAGES[name].build(self.config, self.data)
+        for name in stages:
+            self._run(name, parts.pop(name), force=name in forced)
+
+    def _check_trainer(self) -> None:
+        if self.config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ConfigError("trainer asks for a GPU, but torch sees none. Use trainer=default (or trainer=cpu)")
+
+    def _reuse(self, artifact: Artifact) -> None:
+        metric = artifact.metrics.get(STAGES[artifact.stage].metric)
+        number = "" if metric is None else f" ({STAGES[artifact.stage].metric} {100 * metric:.1f})"
+        log.info("%s: reusing %s%s", artifact.stage, artifact.directory, number)
+
+    def _run(self, name: str, parts: Any, *, force: bool) -> None:
+        stage, artifact = STAGES[name], self.artifact(name)
+        with artifact.locked():
+            if artifact.complete and not force:  # another process finished it while this one waited
+                self._reuse(artifact)
+                return
+            if force:
+                artifact.remove()
+            artifact.prepare()
+            log.info("%s: %s", name, artifact.directory)
+            started = time.perf_counter()
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)
+            with self._tracker(artifact) as tracker:
+                upstream = {need: self.artifact(need) for need in self.needs(name)}
+                outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker), parts)
+                metrics = outcome.metrics | self._ceiling(name)
+                numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
+                tracker.log_metrics(numbers)
+            artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
+            self.made.add(name)
+            table(f"{name}  {artifact.fingerprint}", outcome.summary)
+
+    def _ceiling(self, stage: str) -> dict[str, float]:
+        """The fully supervised mIoU of the same segmenter, where it has been measured."""
+        if stage != "segmenter" or self.config.labels is Labels.ground_truth:
+            return {}
+        full = self.with_labels(Labels.ground_truth).artifact("segmenter")
+        return {"ceiling": full.metrics["miou"]} if full.complete else {}
+
+    def with_labels(self, labels: Labels) -> Pipeline:
+        """The same pipeline with a segmenter that learns from other labels."""
+        config = self.config.copy()
+        config.labels = labels
+        return Pipeline(config, overrides=self.overrides, experiment=self.experiment, data=self.data)
+
+    def _tracker(self, artifact: Artifact) -> Trackers:
+        directory = Path(self.config.paths.logs) / self.experiment / f"{artifact.stage}-{artifact.fingerprint}"
+        tracker = Trackers.build(
+            (build(self.config, "logger") or {}).values(),
+            stage=artifact.stage,
+            experiment=self.experiment,
+            fingerprint=artifact.fingerprint,
+            directory=directory,
+        )
+        tracker.log_config(OmegaConf.to_container(self.config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
+        return tracker
+
+    def _manifest(self, name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
+        digest = hashlib.sha256(repr(self.data_facts()).encode()).hexdigest()
+        return {
+            "stage": name,
+            "version": STAGES[name].version,
+            "fingerprint": self.fingerprint(name),
+            "experiment": self.experiment,
+            "seed": self.config.seed,
+            "supervision": outcome.supervision,
+            "upstream": {need: self.fingerprint(need) for need in self.needs(name)},
+            "data": {
+                "name": self.data.name,
+                "root": str(self.data.root.absolute()),
+                "tags": self.data.tag_source,
+                "classes": list(self.data.classes),
+                "splits": {
+                    "train": {"name": self.data.train, "images": len(self.data.ids(self.data.train))},
+                    "val": {"name": self.data.val, "images": len(self.data.ids(self.data.val))},
+                },
+                "sha256": digest,
+            },
+            "config": self.read_config(name),
+            "command": self.command(name),
+            "facts": dict(outcome.facts),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_seconds": round(seconds, 1),
+            **environment(),
+        }
+
+
+def _hashable(value: Any, path: str) -> Any:
+    """Drop what moves no number; let a file of weights stand for its content and not for its name."""
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if f"{path}.{key}" not in NOT_HASHED}
+        return {key: _hashable(item, f"{path}.{key}") for key, item in kept.items()}
+    if isinstance(value, list):
+        return [_hashable(item, path) for item in value]
+    if path.endswith(".weights") and isinstance(value, str) and Path(value).is_file():
+        with Path(value).open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return value
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware: recorded, not hashed."""
+    packages = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "numpy", "scikit-image")
+    return {
+        "git_commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
+        "hardware": {
+            "machine": platform.machine(),
+            "cores": cores(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """The commit of this program, with ``-dirty`` where files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

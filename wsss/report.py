@@ -1,0 +1,594 @@
+"""One experiment as one self-contained HTML page: headline numbers, curve, classes, pictures, configuration.
+
+The page is made of plain data that the caller has gathered. Nothing is read but the page's template, which ships with
+the package, and nothing in the page points outside of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from wsss import viz
+from wsss.palette import voc_palette
+from wsss.types import BACKGROUND, IGNORE
+
+BACKGROUND_NAME = "background"
+DASH = "\N{EN DASH}"
+SIZE_LIMIT = 6_000_000
+"""Bytes that a page should not exceed; pictures are made smaller until it does not."""
+
+PICTURE_STEPS = ((320, 80), (320, 60), (240, 60), (160, 50), (96, 40))
+"""Width and quality of the pictures, from the one wanted to the last resort."""
+
+MetricsByStage = Mapping[str, Mapping[str, Any]]
+Fact = tuple[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """What one stage did.
+
+    Attributes:
+        name: "classifier", "seeds", "labels" or "segmenter".
+        fingerprint: of its artifact; empty if it has none.
+        path: of its artifact.
+        seconds: wall time of the run that made it.
+        reused: it was finished before this experiment ran.
+        supervision: what it learned from or was tuned with, such as "image tags".
+        metrics: its ``metrics.json``; empty if it measured nothing.
+        config_yaml: the configuration it read.
+        facts: what else its manifest records, such as versions and hardware.
+    """
+
+    name: str
+    fingerprint: str = ""
+    path: str = ""
+    seconds: float | None = None
+    reused: bool = False
+    supervision: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    config_yaml: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GalleryRow:
+    """One image with what the stages made of it. Masks hold 0 background, 1..C classes, 255 ignored.
+
+    Attributes:
+        id: name of the image.
+        tags: names of the classes its tags list.
+        image: ``(H, W, 3)`` uint8, RGB.
+        note: why it was chosen, such as "worst 1" or "typical".
+        miou: of this image alone, in [0, 1].
+        class_ids: class of each map of ``scores``, in 1..C.
+        scores: ``(K, h, w)`` in [0, 1], of any resolution.
+        labels: ``(H, W)`` uint8, the pseudo-label.
+        prediction: ``(H, W)`` uint8, the segmenter's.
+        truth: ``(H, W)`` uint8.
+    """
+
+    id: str
+    tags: Sequence[str]
+    image: np.ndarray
+    note: str = ""
+    miou: float | None = None
+    class_ids: Sequence[int] = ()
+    scores: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    prediction: np.ndarray | None = None
+    truth: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """Everything a page shows.
+
+    Attributes:
+        title: heading of the page.
+        experiment: its name.
+        created: when, as text.
+        command: the command line that makes it again.
+        classes: names of classes 1..C, background left out.
+        stages: those that ran, in order; any of the four may be absent.
+        training_rows: images the seeds and pseudo-labels were made for.
+        validation_rows: images the segmenter was evaluated on.
+        ceiling: mIoU of the same segmenter trained on true masks, if known.
+        ceiling_iou: its IoU by class name.
+        environment: facts about versions and hardware.
+        palette: ``(256, 3)`` uint8 colours of the labels.
+    """
+
+    title: str
+    experiment: str
+    created: str
+    command: str
+    classes: Sequence[str]
+    stages: Sequence[StageSummary]
+    training_rows: Sequence[GalleryRow] = ()
+    validation_rows: Sequence[GalleryRow] = ()
+    ceiling: float | None = None
+    ceiling_iou: Mapping[str, float | None] | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    palette: np.ndarray = field(default_factory=voc_palette)
+
+
+def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
+    """Render a page and put it at ``path``, whole or not at all. Missing folders are made."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    partial = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_text(render_report(data), encoding="utf-8")
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+    return final
+
+
+def render_report(data: ReportData) -> str:
+    """The page as HTML. Pictures shrink step by step until it keeps to ``SIZE_LIMIT``."""
+    context = _context(data)
+    page = ""
+    for width, quality in PICTURE_STEPS:
+        galleries = _galleries(data, width=width, quality=quality)
+        page = _template().render(context, galleries=galleries)
+        if len(page.encode("utf-8")) <= SIZE_LIMIT:
+            break
+    return page
+
+
+@lru_cache(maxsize=1)
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("wsss", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "duration": _duration, "plain": _plain}
+    return environment.get_template("report_template.html")
+
+
+def _context(data: ReportData) -> dict[str, Any]:
+    """Everything the template shows but the pictures."""
+    metrics = _metrics_by_stage(data)
+    seconds = [stage.seconds for stage in data.stages if stage.seconds is not None]
+    return {
+        "data": data,
+        "cards": [_card(stage, data, metrics) for stage in data.stages if stage.name in STEPS],
+        "summary": _summary(data, metrics),
+        "mask_use": [(stage.name, stage.supervision) for stage in data.stages if _uses_masks(stage)],
+        "chart": _curve_chart(metrics["seeds"]),
+        "table": _class_table(data, metrics),
+        "areas": _area_table(metrics),
+        "details": [_detail(stage) for stage in data.stages],
+        "seconds": sum(seconds) if seconds else None,
+        "environment": _flat(data.environment),
+        "heat": [viz.css_color(index, palette=viz.heat_colors(np.linspace(0, 1, 9))) for index in range(9)],
+    }
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None for whatever else a metrics file may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _percent(value: object, digits: int = 1) -> str:
+    """A fraction in percent without its sign, or a dash."""
+    number = _number(value)
+    return DASH if number is None else f"{100 * number:.{digits}f}"
+
+
+def _duration(seconds: float | None) -> str:
+    """Wall time for a reader.
+
+    >>> _duration(4.21), _duration(125), _duration(3725)
+    ('4.2 s', '2 min 05 s', '1 h 02 min')
+    """
+    if seconds is None:
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plain(value: object) -> str:
+    """A fact as text; nested ones as JSON."""
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else DASH
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _metrics_by_stage(data: ReportData) -> MetricsByStage:
+    """Metrics of all four stages; empty for those that did not run."""
+    empty: dict[str, Mapping[str, Any]] = {name: {} for name in ("classifier", "seeds", "labels", "segmenter")}
+    return empty | {stage.name: stage.metrics for stage in data.stages}
+
+
+def _uses_masks(stage: StageSummary) -> bool:
+    return re.search(r"\b(train|val) masks", stage.supervision) is not None
+
+
+def _ceiling(data: ReportData, metrics: MetricsByStage) -> float | None:
+    """mIoU of the fully supervised segmenter, from the report's data or the segmenter's own metrics."""
+    ceiling = _number(data.ceiling)
+    return _number(metrics["segmenter"].get("ceiling")) if ceiling is None else ceiling
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+# Headline -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """How one stage is told to a newcomer: its headline number is ``metrics[key]``."""
+
+    title: str
+    unit: str
+    key: str
+    text: str
+
+
+STEPS = {
+    "classifier": _Step(
+        "Classifier",
+        "mAP",
+        "map",
+        "Sees whole images and their tags, never a mask, and learns to name what is in them. At 100 % it would rank "
+        "every image that holds a class above all that do not.",
+    ),
+    "seeds": _Step(
+        "Seeds",
+        "mIoU",
+        "miou",
+        "Where the classifier looked: one heat map per tag, cut at a fixed threshold into a first rough mask. mIoU is "
+        "its overlap with the true mask, averaged over classes.",
+    ),
+    "labels": _Step(
+        "Pseudo-labels",
+        "mIoU",
+        "miou",
+        "Seeds pulled to the edges in the image. They stand in for hand-drawn masks when the segmenter is trained. "
+        "Same measure, same images as the seeds.",
+    ),
+    "segmenter": _Step(
+        "Segmenter",
+        "val mIoU",
+        "miou",
+        "The network one would use: trained on pseudo-labels, needs no tags, and is measured on validation images it "
+        "has not seen. This is the result.",
+    ),
+}
+SUPERVISED_TEXT = "The same network trained on true masks: the ceiling that weak supervision is compared with."
+
+
+def _summary(data: ReportData, metrics: MetricsByStage) -> str:
+    """The result in one sentence, or nothing where it was not measured."""
+    miou = _number(metrics["segmenter"].get("miou"))
+    if miou is None:
+        return ""
+    if any(_uses_masks(stage) for stage in data.stages if stage.name == "segmenter"):
+        return f"Trained on true masks, the segmenter reaches {_percent(miou)} % mIoU on validation images."
+    source = "Trained from image tags" + (" and the masks named below" if any(map(_uses_masks, data.stages)) else "")
+    reach = f"{source}, the segmenter reaches {_percent(miou)} % mIoU on validation images"
+    ratio = _ratio(miou, _ceiling(data, metrics))
+    return f"{reach}." if ratio is None else f"{reach}: {_percent(ratio, 0)} % of what it reaches with true masks."
+
+
+def _card(stage: StageSummary, data: ReportData, metrics: MetricsByStage) -> dict[str, Any]:
+    """One step of the funnel: a number, what it means, and what stands beside it."""
+    step = STEPS[stage.name]
+    supervised = stage.name == "segmenter" and _uses_masks(stage)
+    facts = {"classifier": _classifier_facts, "seeds": _seeds_facts, "labels": _labels_facts}
+    make = facts.get(stage.name, _segmenter_facts)
+    return {
+        "step": step,
+        "value": _number(stage.metrics.get(step.key)),
+        "text": SUPERVISED_TEXT if supervised else step.text,
+        "facts": [(name, value) for name, value in make(data, metrics) if value is not None],
+        "final": stage.name == "segmenter",
+        "ceiling": _ceiling(data, metrics) if stage.name == "segmenter" else None,
+    }
+
+
+def _classifier_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    return [("classes", str(len(data.classes)))]
+
+
+def _seeds_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    own = metrics["seeds"]
+    threshold, best, best_at = (_number(own.get(key)) for key in ("threshold", "miou_best", "threshold_best"))
+    at = "" if best_at is None else f" at {best_at:.2f}"
+    return [
+        ("threshold, fixed", None if threshold is None else f"{threshold:.2f}"),
+        ("best threshold", None if best is None else f"{_percent(best)}{at}"),
+    ]
+
+
+def _labels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    own = metrics["labels"]
+    miou, seeds = _number(own.get("miou")), _number(metrics["seeds"].get("miou"))
+    return [
+        ("over the seeds", None if miou is None or seeds is None else f"{100 * (miou - seeds):+.1f} points"),
+        ("pixels left undecided", _known(own.get("ignored"), " %")),
+        ("mIoU without those", _known(own.get("miou_ignored"))),
+    ]
+
+
+def _segmenter_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    own, ceiling = metrics["segmenter"], _ceiling(data, metrics)
+    ratio = _ratio(_number(own.get("miou")), ceiling)
+    return [
+        ("with true masks", _known(ceiling)),
+        ("weak / full", None if ratio is None else f"{_percent(ratio, 0)} %"),
+        ("pixel accuracy", _known(own.get("pixel_accuracy"), " %")),
+    ]
+
+
+def _known(value: object, suffix: str = "") -> str | None:
+    """A fraction in percent, or None."""
+    return None if _number(value) is None else _percent(value) + suffix
+
+
+# Threshold curve ----------------------------------------------------------------------------------------------------
+
+CHART = {"width": 560, "height": 300, "left": 40, "right": 546, "top": 48, "bottom": 258}
+TICK_STEPS = (0.02, 0.05, 0.1, 0.2)
+
+
+def _curve_chart(seeds: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Geometry of the threshold curve in the coordinates of its SVG, or None without at least two points."""
+    pairs = ((_number(threshold), _number(miou)) for threshold, miou in seeds.get("curve") or ())
+    points = sorted((threshold, miou) for threshold, miou in pairs if threshold is not None and miou is not None)
+    if len(points) < 2 or points[0][0] == points[-1][0]:
+        return None
+    low, high, peak = points[0][0], points[-1][0], max(miou for _, miou in points)
+    step = next((step for step in TICK_STEPS if peak <= 5 * step), TICK_STEPS[-1])
+    count = max(1, math.ceil(peak / step - 1e-9))
+
+    def across(threshold: float) -> float:
+        return round(CHART["left"] + (CHART["right"] - CHART["left"]) * (threshold - low) / (high - low), 1)
+
+    def up(miou: float) -> float:
+        return round(CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * miou / (step * count), 1)
+
+    line = " ".join(f"{across(threshold)},{up(miou)}" for threshold, miou in points)
+    return {
+        **CHART,
+        "line": line,
+        "area": f"{CHART['left']},{CHART['bottom']} {line} {CHART['right']},{CHART['bottom']}",
+        "x_ticks": [(across(tick), f"{tick:.2g}") for tick in _ticks(low, high)],
+        "y_ticks": [(up(step * index), f"{100 * step * index:.0f}") for index in range(count + 1)],
+        "marks": [mark for kind in ("fixed", "best") if (mark := _curve_mark(seeds, kind, across, up, (low, high)))],
+    }
+
+
+def _curve_mark(
+    seeds: Mapping[str, Any],
+    kind: str,
+    across: Callable[[float], float],
+    up: Callable[[float], float],
+    span: tuple[float, float],
+) -> dict[str, Any] | None:
+    """The fixed or the best threshold, with its text on the side that has room."""
+    suffix = "" if kind == "fixed" else "_best"
+    threshold, miou = _number(seeds.get(f"threshold{suffix}")), _number(seeds.get(f"miou{suffix}"))
+    if threshold is None or miou is None or not span[0] <= threshold <= span[1]:
+        return None
+    x = across(threshold)
+    side = -1 if x > (CHART["left"] + CHART["right"]) / 2 else 1
+    return {
+        "kind": kind,
+        "x": x,
+        "y": up(miou),
+        "text": f"{kind} {threshold:.2f}: {_percent(miou)} %",
+        "text_x": x + 6 * side,
+        "text_y": CHART["top"] - (30 if kind == "fixed" else 12),
+        "anchor": "start" if side > 0 else "end",
+    }
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """The tenths within a range, or its ends where it holds fewer than two."""
+    tenths = [tick / 10 for tick in range(math.ceil(low * 10 - 1e-9), math.floor(high * 10 + 1e-9) + 1)]
+    return tenths if len(tenths) > 1 else [low, high]
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def _class_table(data: ReportData, metrics: MetricsByStage) -> dict[str, Any] | None:
+    """One line per class and one column per stage that was measured class by class."""
+    candidates = [
+        ("Tag AP", metrics["classifier"].get("ap"), metrics["classifier"].get("map")),
+        ("Seeds IoU", metrics["seeds"].get("iou"), metrics["seeds"].get("miou")),
+        ("Pseudo-label IoU", metrics["labels"].get("iou"), metrics["labels"].get("miou")),
+        ("Validation IoU", metrics["segmenter"].get("iou"), metrics["segmenter"].get("miou")),
+        ("True-mask IoU", data.ceiling_iou, _ceiling(data, metrics)),
+    ]
+    columns = [(title, values, mean) for title, values, mean in candidates if values]
+    if not columns:
+        return None
+    names = enumerate((BACKGROUND_NAME, *data.classes))
+    rows = [
+        {"name": name, "color": _color(data, index), "values": [_number(values.get(name)) for _, values, _ in columns]}
+        for index, name in names
+    ]
+    return {
+        "titles": [title for title, _, _ in columns],
+        "rows": rows,
+        "means": [_number(mean) for _, _, mean in columns],
+    }
+
+
+AREA_TEXTS = {
+    "precision": ("precision", "share of what was marked that is right"),
+    "recall": ("recall", "share of the objects that was marked"),
+    "fp": ("spill (fp)", "marked but wrong: the mask flows into the surroundings, say rails under a train"),
+    "fn": ("missed (fn)", "object left out: the mask covers only the telling part, say the head of a dog"),
+}
+
+
+def _area_table(metrics: MetricsByStage) -> dict[str, Any] | None:
+    """Precision, recall and the two kinds of error of seeds and pseudo-labels, or None if none of them is known."""
+    known = {name for name in STEPS for key in AREA_TEXTS if _number(metrics[name].get(key)) is not None}
+    stages = [name for name in ("seeds", "labels") if name in known]
+    if not stages:
+        return None
+    rows = [(*texts, [_number(metrics[name].get(key)) for name in stages]) for key, texts in AREA_TEXTS.items()]
+    return {"titles": [STEPS[name].title for name in stages], "rows": rows}
+
+
+def _detail(stage: StageSummary) -> dict[str, Any]:
+    """Everything known about a stage, as text."""
+    facts = {
+        "supervision": stage.supervision,
+        "fingerprint": stage.fingerprint,
+        "artifact": stage.path,
+        "wall time": "" if stage.seconds is None else _duration(stage.seconds),
+    }
+    metrics = [(key, _plain(value)) for key, value in stage.metrics.items() if isinstance(value, int | float | str)]
+    return {
+        "title": STEPS[stage.name].title if stage.name in STEPS else stage.name,
+        "stage": stage,
+        "facts": [(name, value) for name, value in facts.items() if value] + _flat(stage.facts),
+        "metrics": metrics,
+    }
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[Fact]:
+    """Nested facts as pairs of dotted name and text."""
+    pairs: list[Fact] = []
+    for name, value in facts.items():
+        nested = isinstance(value, Mapping)
+        pairs += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", _plain(value))]
+    return pairs
+
+
+# Pictures -----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("image", "seeds", "pseudo-label", "prediction", "truth")
+
+
+def _galleries(data: ReportData, *, width: int, quality: int) -> list[dict[str, Any]]:
+    """The training and the validation images, as far as there are any."""
+    rows = (("training", data.training_rows), ("validation", data.validation_rows))
+    return [_gallery(data, name, rows, width=width, quality=quality) for name, rows in rows if rows]
+
+
+def _gallery(data: ReportData, name: str, rows: Sequence[GalleryRow], *, width: int, quality: int) -> dict[str, Any]:
+    """All rows of one gallery, each with the same columns; a column that no row can fill is left out."""
+    drawn = [_draw(data, row, width) for row in rows]
+    columns = [column for column in COLUMNS if any(column in pictures for pictures, _ in drawn)]
+    return {
+        "name": name,
+        "columns": columns,
+        "legend": _legend(data, rows),
+        "has_ignored": any(np.any(mask == IGNORE) for row in rows for mask in _masks(row)),
+        "rows": [
+            {
+                "row": row,
+                "tags": [_tag(data, tag) for tag in row.tags],
+                "tiles": [_tile(column, pictures.get(column), quality) for column in columns],
+                "strip": [_tile(title, image, quality) for title, image in strip],
+            }
+            for row, (pictures, strip) in zip(rows, drawn, strict=True)
+        ],
+    }
+
+
+def _draw(data: ReportData, row: GalleryRow, width: int) -> tuple[dict[str, np.ndarray], list[tuple[str, np.ndarray]]]:
+    """The pictures and the heat maps of a row; an array that cannot be drawn is reported with the name of its image."""
+    try:
+        return _pictures(data, row, width), _heat_strip(data, row, width)
+    except ValueError as error:
+        raise ValueError(f"cannot draw image {row.id!r}: {error}") from error
+
+
+def _pictures(data: ReportData, row: GalleryRow, width: int) -> dict[str, np.ndarray]:
+    """The pictures of one image by column, as far as it has them."""
+    image = _shrink(row.image, width)
+    pictures = {"image": image}
+    if row.scores is not None:
+        strongest = row.scores.max(axis=0, initial=0) if len(row.scores) else np.zeros(row.image.shape[:2], np.float32)
+        pictures["seeds"] = viz.overlay_scores(image, _fit(strongest, image))
+    masks = {"pseudo-label": row.labels, "prediction": row.prediction, "truth": row.truth}
+    for column, mask in masks.items():
+        if mask is not None:
+            labels = _fit(mask, image, nearest=True)
+            pictures[column] = viz.overlay_labels(image, labels, palette=data.palette)
+    return pictures
+
+
+def _heat_strip(data: ReportData, row: GalleryRow, width: int) -> list[tuple[str, np.ndarray]]:
+    """One heat map per class, where there is more than one class to tell apart."""
+    if row.scores is None or len(row.scores) < 2:
+        return []
+    image = _shrink(row.image, width)
+    maps = zip(row.class_ids, row.scores, strict=True)
+    return [(_class_name(data, index), viz.overlay_scores(image, _fit(plane, image))) for index, plane in maps]
+
+
+def _shrink(image: np.ndarray, width: int) -> np.ndarray:
+    """An image that fits into a square of ``width`` pixels."""
+    rows, columns = image.shape[:2]
+    return viz.resize_to(image, max(1, min(columns, width, round(width * columns / rows))))
+
+
+def _fit(plane: np.ndarray, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+    """A map or mask of any resolution at the resolution of ``image``."""
+    return viz.resize_to(plane, image.shape[1], height=image.shape[0], nearest=nearest)
+
+
+def _tile(title: str, image: np.ndarray | None, quality: int) -> dict[str, Any]:
+    """A picture for the template; one that is missing keeps its place."""
+    if image is None:
+        return {"title": title, "uri": "", "width": 0, "height": 0}
+    height, width = image.shape[:2]
+    return {"title": title, "uri": viz.data_uri(image, quality=quality), "width": width, "height": height}
+
+
+def _masks(row: GalleryRow) -> list[np.ndarray]:
+    return [mask for mask in (row.labels, row.prediction, row.truth) if mask is not None]
+
+
+def _legend(data: ReportData, rows: Iterable[GalleryRow]) -> list[Fact]:
+    """Name and colour of each class that the rows show."""
+    shown = {int(label) for row in rows for mask in _masks(row) for label in np.unique(mask)}
+    return [(_class_name(data, index), _color(data, index)) for index in sorted(shown - {BACKGROUND, IGNORE})]
+
+
+def _tag(data: ReportData, name: str) -> Fact:
+    """A tag with its colour; one that is no class has none."""
+    classes = list(data.classes)
+    return name, _color(data, classes.index(name) + 1) if name in classes else None
+
+
+def _class_name(data: ReportData, index: int) -> str:
+    return data.classes[index - 1] if 1 <= index <= len(data.classes) else f"class {index}"
+
+
+def _color(data: ReportData, index: int) -> str:
+    return viz.css_color(index, palette=data.palette)

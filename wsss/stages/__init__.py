@@ -1,0 +1,1 @@
+"""One file per stage: wiring between configuration, data, science and artifacts."""

@@ -1,0 +1,109 @@
+"""What every stage is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from wsss.artifacts import Artifact
+from wsss.build import build
+from wsss.config import TrainerConfig
+from wsss.data import VocLayout
+from wsss.tracking import Picture, Tracker
+from wsss.training.shells import Recipe
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a stage may touch.
+
+    Attributes:
+        config: the resolved configuration.
+        data: the data set.
+        artifact: where the stage writes.
+        upstream: finished artifacts of the stages it needs, by name.
+        tracker: where curves and pictures go.
+    """
+
+    config: DictConfig
+    data: VocLayout
+    artifact: Artifact
+    upstream: Mapping[str, Artifact]
+    tracker: Tracker
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage found.
+
+    Attributes:
+        metrics: the content of ``metrics.json``.
+        summary: rows of the table printed at the end.
+        supervision: what the result was learnt or chosen with.
+        facts: goes into the manifest beside the rest.
+    """
+
+    metrics: dict[str, Any]
+    summary: Sequence[tuple[str, Any]]
+    supervision: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def image_tags(data: VocLayout) -> str:
+    """How image-level supervision is recorded."""
+    return f"image tags (from {data.tag_source})"
+
+
+def label_names(data: VocLayout) -> tuple[str, ...]:
+    """Names of the labels 0..C."""
+    return ("background", *data.classes)
+
+
+def build_recipe(config: DictConfig, network: str) -> Recipe:
+    """The recipe of ``classifier`` or ``segmenter`` with its optimiser, schedule and augmentation built."""
+    node = f"recipe.{network}"
+    values = config.recipe[network]
+    return Recipe(
+        optimizer=build(config, f"{node}.optimizer"),
+        schedule=build(config, f"{node}.schedule"),
+        augment=build(config, f"{node}.augment"),
+        keep=values.keep.name,
+        **{
+            name: values[name]
+            for name in (
+                "epochs",
+                "batch_size",
+                "encoder_lr_factor",
+                "frozen_stages",
+                "frozen_batch_norm",
+                "validate_every",
+            )
+        },
+    )
+
+
+def device_of(trainer: TrainerConfig) -> torch.device:
+    """The device for work outside a Lightning loop: the GPU where there is one and the configuration does not refuse it."""
+    return torch.device("cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pictures(
+    data: VocLayout, ids: Sequence[str], masks: Mapping[str, Callable[[str], np.ndarray | None]], *, count: int = 4
+) -> list[Picture]:
+    """The first few images of ``ids`` that have objects, with masks to lay over them, for the tracker."""
+    chosen = [id for id in ids if data.class_ids(id)][:count]
+    names = dict(enumerate(label_names(data)))
+    return [
+        Picture(
+            image=data.image(id),
+            caption=id,
+            masks={name: mask for name, read in masks.items() if (mask := read(id)) is not None},
+            class_names=names,
+        )
+        for id in chosen
+    ]

@@ -1,0 +1,187 @@
+"""The page of one experiment: gathers what the stages left, renders it, and prints the headline table."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from wsss.artifacts import Artifact, read_json
+from wsss.build import build
+from wsss.config import Labels
+from wsss.console import table
+from wsss.data.transforms import to_tensor
+from wsss.models.segmenter import predict_labels
+from wsss.report import GalleryRow, ReportData, StageSummary, write_report
+from wsss.stages.context import device_of
+from wsss.stages.segmenter import PREDICTIONS
+from wsss.training.shells import to_unit
+
+if TYPE_CHECKING:
+    from wsss.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+HEADLINE = (
+    ("classifier", "map", "classifier mAP"),
+    ("seeds", "miou", "seed mIoU, fixed threshold"),
+    ("seeds", "miou_best", "seed mIoU, best threshold (picked with masks)"),
+    ("labels", "miou", "pseudo-label mIoU"),
+    ("segmenter", "miou", "final val mIoU"),
+    ("segmenter", "ceiling", "fully supervised ceiling"),
+)
+
+
+def write_reports(pipeline: Pipeline, *, headline: bool = False) -> None:
+    """Write the page of this experiment, and print where it is.
+
+    A run on true masks also renews the page of its weakly supervised sibling, which now has a ceiling.
+
+    Args:
+        pipeline: with a finished segmenter.
+        headline: also print the one table over all stages.
+    """
+    path = _write(pipeline)
+    if pipeline.config.labels is Labels.ground_truth:
+        weak = pipeline.with_labels(Labels.refined)
+        if weak.artifact("segmenter").complete:
+            _write(weak)
+    if headline:
+        _print_headline(pipeline, path)
+    else:
+        log.info("report: %s", path)
+
+
+def _print_headline(pipeline: Pipeline, path: Path) -> None:
+    metrics = {name: pipeline.artifact(name).metrics for name in pipeline.order("segmenter")}
+    rows: list[tuple[str, Any]] = [
+        (label, metrics[stage][key]) for stage, key, label in HEADLINE if key in metrics.get(stage, {})
+    ]
+    table(f"{pipeline.experiment} on {pipeline.data.name}", [*rows, ("report", str(path))])
+
+
+def _write(pipeline: Pipeline) -> Path:
+    segmenter = pipeline.artifact("segmenter")
+    path = Path(pipeline.config.paths.artifacts) / "report" / f"{pipeline.experiment}-{segmenter.fingerprint}.html"
+    stages = [_summary(pipeline, name) for name in pipeline.order("segmenter")]
+    full = pipeline.with_labels(Labels.ground_truth).artifact("segmenter")
+    ceiling = full.metrics if full.complete and full.fingerprint != segmenter.fingerprint else {}
+    manifest = segmenter.manifest
+    write_report(
+        ReportData(
+            title=f"{pipeline.experiment} on {pipeline.data.name}",
+            experiment=pipeline.experiment,
+            created=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            command=pipeline.command("segmenter").replace("train_seg.py", "-m wsss", 1),
+            classes=pipeline.data.classes,
+            stages=stages,
+            training_rows=_training_rows(pipeline) if pipeline.needs("segmenter") else (),
+            validation_rows=_validation_rows(pipeline),
+            ceiling=ceiling.get("miou"),
+            ceiling_iou=ceiling.get("iou"),
+            environment={key: manifest[key] for key in ("git_commit", "versions", "hardware")},
+        ),
+        path,
+    )
+    return path
+
+
+def _summary(pipeline: Pipeline, name: str) -> StageSummary:
+    artifact = pipeline.artifact(name)
+    manifest = artifact.manifest
+    shown = ("version", "seed", "upstream", "data", "facts", "created", "git_commit")
+    return StageSummary(
+        name=name,
+        fingerprint=artifact.fingerprint,
+        path=str(artifact.directory),
+        seconds=manifest["wall_seconds"],
+        reused=name not in pipeline.made,
+        supervision=manifest["supervision"],
+        metrics=artifact.metrics,
+        config_yaml=OmegaConf.to_yaml(OmegaConf.create(manifest["config"])),
+        facts={key: manifest[key] for key in shown},
+    )
+
+
+def chosen_images(scores: dict[str, float | None], *, worst: int, typical: int) -> list[tuple[str, str]]:
+    """The images with the lowest mIoU and those around the median, as (id, why) pairs.
+
+    >>> chosen_images({"a": 0.9, "b": 0.1, "c": 0.5, "d": None}, worst=1, typical=1)
+    [('b', 'worst 1'), ('c', 'typical 1')]
+    """
+    ranked = sorted((value, id) for id, value in scores.items() if value is not None)
+    lowest = [id for _, id in ranked[:worst]]
+    rest = [id for _, id in ranked[worst:]]
+    start = max(0, len(ranked) // 2 - worst - typical // 2)
+    middle = rest[start : start + typical]
+    return [(id, f"worst {i}") for i, id in enumerate(lowest, 1)] + [(id, f"typical {i}") for i, id in enumerate(middle, 1)]
+
+
+def _choose(pipeline: Pipeline, artifact: Artifact, ids: Sequence[str]) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Images with objects to show from a split, and the mIoU of each image where there is a truth."""
+    settings = pipeline.config.report
+    tagged = [id for id in ids if pipeline.data.class_ids(id)] or list(ids)
+    path = artifact.directory / "per_image.json"
+    if not path.is_file():
+        return [(id, "") for id in tagged[: settings.worst + settings.typical]], {}
+    scores = read_json(path)
+    return chosen_images({id: scores[id] for id in tagged}, worst=settings.worst, typical=settings.typical), scores
+
+
+def _training_rows(pipeline: Pipeline) -> list[GalleryRow]:
+    data, seeds, labels = pipeline.data, pipeline.artifact("seeds"), pipeline.artifact("labels")
+    chosen, scores = _choose(pipeline, labels, data.ids(data.train))
+    predicted = _predict(pipeline, [id for id, _ in chosen])
+    rows = []
+    for id, note in chosen:
+        found = seeds.read_seeds(id)
+        row = _row(pipeline, id, note, scores.get(id), predicted[id])
+        rows.append(replace(row, class_ids=found.class_ids.tolist(), scores=found.scores, labels=labels.read_mask(id)))
+    return rows
+
+
+def _validation_rows(pipeline: Pipeline) -> list[GalleryRow]:
+    data, segmenter = pipeline.data, pipeline.artifact("segmenter")
+    chosen, scores = _choose(pipeline, segmenter, data.ids(data.val))
+    return [
+        _row(pipeline, id, note, scores.get(id), segmenter.read_mask(id, folder=PREDICTIONS)) for id, note in chosen
+    ]
+
+
+def _row(pipeline: Pipeline, id: str, note: str, miou: float | None, prediction: np.ndarray) -> GalleryRow:
+    data = pipeline.data
+    return GalleryRow(
+        id=id,
+        tags=[data.classes[class_id - 1] for class_id in data.class_ids(id)],
+        image=data.image(id),
+        note=note,
+        miou=miou,
+        prediction=prediction,
+        truth=data.mask(id),
+    )
+
+
+@torch.inference_mode()
+def _predict(pipeline: Pipeline, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """What the finished segmenter sees in a few training images."""
+    config, data = pipeline.config, pipeline.data
+    network = build(config, "segmenter", num_labels=len(data.classes) + 1, weights=None)
+    pipeline.artifact("segmenter").read_weights(network)
+    device = device_of(config.trainer)
+    network.eval().to(device)
+    settings = config.evaluation
+    return {
+        id: predict_labels(
+            network, to_unit(to_tensor(data.image(id))).to(device), scales=settings.scales, flip=settings.flip
+        )
+        .cpu()
+        .numpy()
+        for id in ids
+    }

@@ -1,0 +1,1 @@
+"""Lightning shells, schedules, and a fit that resumes."""

@@ -1,0 +1,114 @@
+"""Training that survives being killed: one call that fits a shell, resuming from its last complete epoch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wsss.artifacts import Artifact, write_atomically
+from wsss.config import TrainerConfig
+from wsss.console import FitProgress
+from wsss.data.loading import DataModule
+from wsss.training.shells import Shell
+
+log = logging.getLogger(__name__)
+
+
+class EpochCheckpoint(pl.Callback):
+    """Writes ``last.ckpt`` after every epoch, by rename: a kill at any moment leaves the epoch before intact."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save."""
+        if trainer.world_size == 1:
+            write_atomically(self.path, lambda partial: trainer.save_checkpoint(partial))
+        else:  # every rank takes part in saving, so every rank needs the same temporary name
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                partial.replace(self.path)
+
+
+class KeepBest(pl.Callback):
+    """Keeps the weights of the epoch with the best validation metric.
+
+    Args:
+        path: where they are kept while training goes on.
+        metric: name of the logged metric, larger is better.
+    """
+
+    def __init__(self, path: Path, metric: str) -> None:
+        self.path, self.metric, self.best = path, metric, float("-inf")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights where they beat the best so far."""
+        value = float(trainer.callback_metrics[self.metric])
+        if value > self.best and trainer.is_global_zero:
+            self.best = value
+            network = pl_module.network.state_dict()  # type: ignore[union-attr, operator]
+            state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
+            write_atomically(self.path, lambda partial: save_file(state, partial))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, so that a resumed run goes on comparing."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best value back."""
+        self.best = state_dict["best"]
+
+
+def make_trainer(config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+    """A Lightning trainer that writes nothing by itself and says nothing by itself."""
+    return pl.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy=config.strategy,
+        num_nodes=config.num_nodes,
+        precision=config.precision,  # type: ignore[arg-type]
+        deterministic=config.deterministic,
+        logger=loggers or False,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
+        **options,
+    )
+
+
+def fit(shell: Shell, data: DataModule, artifact: Artifact, config: TrainerConfig, *, loggers: list[Logger]) -> pl.Trainer:
+    """Train ``shell``; go on from the artifact's last checkpoint where there is one.
+
+    When it returns, the network holds the weights that the recipe keeps (the last, or the best on validation).
+    """
+    recipe = shell.recipe
+    best = artifact.directory / "best.safetensors"
+    callbacks: list[pl.Callback] = [FitProgress(artifact.stage), EpochCheckpoint(artifact.checkpoint)]
+    if recipe.keep == "best_val":
+        callbacks.append(KeepBest(best, f"val/{shell.metric}"))
+    trainer = make_trainer(
+        config,
+        loggers=loggers,
+        callbacks=callbacks,
+        max_epochs=recipe.epochs,
+        check_val_every_n_epoch=recipe.validate_every,
+    )
+    resume = artifact.checkpoint if artifact.checkpoint.is_file() else None
+    if resume:
+        log.info("%s: going on from %s", artifact.stage, resume)
+    trainer.fit(shell, datamodule=data, ckpt_path=resume, weights_only=True)
+    if recipe.keep == "best_val":
+        shell.network.load_state_dict(load_file(best))
+        best.unlink()
+    return trainer

@@ -1,0 +1,196 @@
+"""The Lightning shells: loss, metric and optimiser around a plain network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from wsss.data.loading import Batch, stable_seed
+from wsss.metrics import ConfusionMatrix, average_precision, miou
+from wsss.models import Classifier, Segmenter
+from wsss.models.segmenter import predict_labels
+from wsss.types import IGNORE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; ``RecipeConfig`` with its objects built.
+
+    Attributes:
+        optimizer: called with the parameter groups.
+        schedule: (step, total steps) -> factor on the learning rate.
+    """
+
+    epochs: int
+    batch_size: int
+    optimizer: Callable[[list[dict[str, Any]]], Optimizer]
+    schedule: Callable[[int, int], float]
+    encoder_lr_factor: float
+    frozen_stages: int
+    frozen_batch_norm: bool
+    augment: Callable[..., Any]
+    keep: str
+    validate_every: int
+
+
+class Shell(pl.LightningModule):
+    """What both trainings share: parameter groups, schedule, frozen layers, and a fresh seed each epoch.
+
+    Random numbers drawn inside the network (dropout) come from a generator seeded with (seed, epoch), so that a run
+    resumed after an epoch goes on as if it had not been interrupted.
+    """
+
+    metric: str
+    """Name of the validation metric, larger is better."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, *, seed: int, frozen: Iterable[nn.Parameter] = ()) -> None:
+        super().__init__()
+        self.network, self.recipe, self.seed = network, recipe, seed
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Two groups, pretrained and new layers, under one schedule per step."""
+        pretrained = {id(parameter) for parameter in self.network.encoder.parameters()}  # type: ignore[union-attr, operator]
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) in pretrained]},
+            {"params": [p for p in trained if id(p) not in pretrained]},
+        ]
+        optimizer = self.recipe.optimizer(groups)
+        optimizer.param_groups[0]["lr"] *= self.recipe.encoder_lr_factor
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, partial(_factor, schedule=self.recipe.schedule, steps=steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch; put frozen batch norm into evaluation mode."""
+        torch.manual_seed(stable_seed(self.seed, self.current_epoch, self.global_rank))
+        self._freeze_batch_norm()
+
+    def on_validation_end(self) -> None:
+        """Lightning puts the whole network back into training mode here; frozen batch norm stays frozen."""
+        self._freeze_batch_norm()
+
+    def _freeze_batch_norm(self) -> None:
+        for module in self.network.modules():
+            frozen = isinstance(module, _BatchNorm) and (
+                self.recipe.frozen_batch_norm or not any(p.requires_grad for p in module.parameters())
+            )
+            if frozen:
+                module.eval()
+
+
+def _factor(step: int, *, schedule: Callable[[int, int], float], steps: int) -> float:
+    return schedule(step, steps)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 images to floats in [0,1]."""
+    return images.float() / 255
+
+
+class ClassifierShell(Shell):
+    """Multi-label classification: mean binary cross entropy of the logits; mAP on the validation split."""
+
+    metric = "map"
+    network: Classifier
+
+    def __init__(self, network: Classifier, recipe: Recipe, *, seed: int) -> None:
+        super().__init__(network, recipe, seed=seed, frozen=network.parameters_up_to(recipe.frozen_stages))
+        self._scores: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        """One step; the loss is ``multilabel_soft_margin_loss``."""
+        loss = F.multilabel_soft_margin_loss(self.network(to_unit(batch["image"])), batch["tags"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["tags"]))
+        return loss
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        """Collect probabilities and tags of one image."""
+        probabilities = self.network(to_unit(batch["image"])).float().sigmoid()
+        self._scores.append((probabilities.cpu().numpy(), batch["tags"].cpu().numpy()))
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean average precision over the classes that occur."""
+        if not self.trainer.sanity_checking:
+            self.log("val/map", float(np.nanmean(self.average_precisions())))
+        self._seen, self._scores = self._scores, []
+
+    def average_precisions(self) -> np.ndarray:
+        """Average precision of each class over the validation images seen last, ``(C,)``; NaN where none has it."""
+        scores, tags = zip(*(self._scores or self._seen), strict=True)
+        return average_precision(np.concatenate(scores), np.concatenate(tags))
+
+
+class SegmenterShell(Shell):
+    """Segmentation: cross entropy over the pixels that are not ignored; dataset mIoU on the validation split.
+
+    Args:
+        network: the segmenter.
+        recipe: how to train it.
+        seed: of the run.
+        truth: position in the validation split -> true mask; None where the set has no masks.
+        num_labels: C + 1.
+        scales: views of the test, relative to the image.
+        flip: whether each is also seen mirrored.
+    """
+
+    metric = "miou"
+    network: Segmenter
+
+    def __init__(
+        self,
+        network: Segmenter,
+        recipe: Recipe,
+        *,
+        seed: int,
+        truth: Callable[[int], np.ndarray] | None,
+        num_labels: int,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
+    ) -> None:
+        super().__init__(network, recipe, seed=seed)
+        self.truth, self.num_labels, self.scales, self.flip = truth, num_labels, scales, flip
+        self._confusion = ConfusionMatrix(num_labels)
+
+    def training_step(self, batch: Batch, _index: int) -> Tensor:
+        """One step."""
+        loss = masked_cross_entropy(self.network(to_unit(batch["image"])), batch["labels"])
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: Batch, _index: int) -> None:
+        """Count one image into the confusion matrix."""
+        if self.truth is None:
+            return
+        labels = predict_labels(self.network, to_unit(batch["image"][0]), scales=self.scales, flip=self.flip)
+        self._confusion.update(self.truth(int(batch["index"])), labels.cpu().numpy())
+
+    def on_validation_epoch_end(self) -> None:
+        """Dataset mIoU from one confusion matrix."""
+        if self.truth is not None and not self.trainer.sanity_checking:
+            self.log("val/miou", miou(self._confusion.matrix))
+        self._confusion = ConfusionMatrix(self.num_labels)
+
+
+def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy averaged over the pixels that are not ignored; zero, with a gradient, where all of them are.
+
+    Args:
+        logits: ``(N, C+1, H, W)``.
+        labels: ``(N, H, W)`` int64, 255 ignored.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
+    return total / (labels != IGNORE).sum().clamp(min=1)
