@@ -8,8 +8,10 @@ import os
 # slower as soon as a DataLoader worker or a refinement process wants the same core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from wsss._memory import keep_freed_memory
 from wsss._torchvision import declare_missing_ops
 
+keep_freed_memory()
 declare_missing_ops()
 
 __version__ = "0.1.0"

@@ -53,7 +53,7 @@ def seed_scores(
     totals: list[Tensor] = []
     for scale in scales:
         view = _resize(image[None], scale)
-        batch = torch.cat([view, view.flip(-1)]) if flip else view
+        batch = (torch.cat([view, view.flip(-1)]) if flip else view).contiguous(memory_format=torch.channels_last)
         maps = method.layer_maps(network, batch, [class_ids] * len(batch))
         merged = [resize_maps(_unflip(layer.float(), len(class_ids)), size) for layer in maps]
         totals = [a + b for a, b in zip(totals, merged, strict=True)] if totals else merged

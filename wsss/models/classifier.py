@@ -103,7 +103,7 @@ class TimmEncoder(nn.Module):
 class TimmClassifier(Classifier):
     """Any convolutional timm encoder.
 
-    Stages follow timm's reductions (2, 4, 8, 16, 32). A stage stands for the last *activated* tensor inside its block:
+    Stages follow timm's reductions (2, 4, 8, 16, 32). A stage stands for the last *activated* tensor of its resolution:
     blocks that end in a linear projection (EfficientNet, MobileNet) have negative outputs, on which products of
     gradient and activation mean little. Stage 5 is what global average pooling sees.
 
@@ -143,24 +143,36 @@ class TimmClassifier(Classifier):
 
 
 def _activated_stages(model: nn.Module, trace: Mapping[str, torch.Size], encoder: str) -> dict[int, str]:
-    """Stage number -> the last activated module, at the block's resolution, inside the block that timm lists for it."""
+    """Stage number -> the module whose output stands for the stage.
+
+    A block that ends in an activation stands for itself. One that ends in a linear projection is followed, at the same
+    resolution, by the expansion inside the next block: the last activated tensor before the resolution drops. Without
+    such an expansion it is the last activated tensor inside the block.
+    """
     info = getattr(model, "feature_info", None)
     if not info:
         raise ConfigError(f"{encoder} has no feature pyramid (timm's feature_info); choose a convolutional encoder")
     blocks = [entry["module"] for entry in (info if isinstance(info, list) else info.info)]
     order = [name for name in trace if name]
 
-    def last_activated(names: list[str], size: torch.Size) -> str | None:
+    def activated(names: list[str], size: torch.Size) -> list[str]:
         # gates of squeeze-and-excitation are activated too, but have no positions
-        return next((n for n in reversed(names) if _is_activated(model.get_submodule(n)) and trace[n][2:] == size), None)
+        return [name for name in names if _is_activated(model.get_submodule(name)) and trace[name][2:] == size]
 
     stages = {}
     for stage, block in enumerate(blocks, start=6 - len(blocks)):
-        inside = [name for name in order if name == block or name.startswith(f"{block}.")]
-        stages[stage] = f"model.{last_activated(inside, trace[block][2:]) or block}"
-    head = last_activated(order[order.index(blocks[-1]) + 1 :], trace[""][2:])  # a convolution after the last block
+        size, end = trace[block][2:], order.index(block)
+        inside = [name for name in order[: end + 1] if name == block or name.startswith(f"{block}.")]
+        leaves = [name for name in inside if not any(other.startswith(f"{name}.") for other in inside)]
+        following = [name for name in order[end + 1 :] if _is_activated(model.get_submodule(name))]
+        if _is_activated(model.get_submodule(leaves[-1])):
+            chosen = leaves[-1]
+        else:
+            chosen = (activated(following[:1], size) or activated(inside, size)[-1:] or [block])[0]
+        stages[stage] = f"model.{chosen}"
+    head = activated(order[order.index(blocks[-1]) + 1 :], trace[""][2:])  # a convolution after the last block
     if head:
-        stages[5] = f"model.{head}"
+        stages[5] = f"model.{head[-1]}"
     return stages
 
 

@@ -95,7 +95,8 @@ class SeedShell(pl.LightningModule):
         bar: Bar[Any],
     ) -> None:
         super().__init__()
-        self.network, self.method, self.artifact, self.ids = network, method, artifact, ids
+        self.network = network.to(memory_format=torch.channels_last)
+        self.method, self.artifact, self.ids = method, artifact, ids
         self.settings, self.bar = settings, bar
 
     def predict_step(self, batch: Batch) -> str:

@@ -56,7 +56,9 @@ class Shell(pl.LightningModule):
 
     def __init__(self, network: nn.Module, recipe: Recipe, *, seed: int, frozen: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
-        self.network, self.recipe, self.seed = network, recipe, seed
+        # channels last makes depthwise convolutions nearly twice as fast on CPUs, and tensor cores happy on GPUs
+        self.network = network.to(memory_format=torch.channels_last)
+        self.recipe, self.seed = recipe, seed
         for parameter in frozen:
             parameter.requires_grad_(False)
 
@@ -97,8 +99,8 @@ def _factor(step: int, *, schedule: Callable[[int, int], float], steps: int) -> 
 
 
 def to_unit(images: Tensor) -> Tensor:
-    """uint8 images to floats in [0,1]."""
-    return images.float() / 255
+    """uint8 images, ``(3, H, W)`` or ``(N, 3, H, W)``, to floats in [0,1]; a batch comes out channels last."""
+    return (images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images).float() / 255
 
 
 class ClassifierShell(Shell):
