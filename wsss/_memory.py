@@ -12,8 +12,8 @@ _GIB = 1 << 30
 def keep_freed_memory() -> bool:
     """Let glibc serve large tensors from its own pool instead of mapping and clearing fresh pages each time.
 
-    Training EfficientNet-Lite0 at 224 pixels on 2 cores goes from 19.1 to 22.6 images/s with it. Peak memory rises by up to a
-    fifth. Does nothing where the C library is not glibc.
+    bench/training.py measures what it gives. Peak memory rises by up to a fifth. Does nothing where the C library is
+    not glibc.
 
     Returns:
         Whether the settings were taken.

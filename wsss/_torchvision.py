@@ -43,7 +43,9 @@ def _compiled_ops_load() -> bool:
     if spec is None or not spec.submodule_search_locations:
         return True  # no torchvision, nothing to repair
     candidates = [
-        file for pattern in ("_C*.so", "_C*.pyd", "_C*.dylib") for file in Path(spec.submodule_search_locations[0]).glob(pattern)
+        file
+        for pattern in ("_C*.so", "_C*.pyd", "_C*.dylib")
+        for file in Path(spec.submodule_search_locations[0]).glob(pattern)
     ]
     for library in candidates:
         try:

@@ -15,6 +15,7 @@ import shutil
 import socket
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +157,11 @@ class Artifact:
 
     # --- weights -----------------------------------------------------------------------------------------------
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether a network has been kept."""
+        return (self.directory / "weights.safetensors").is_file()
+
     def write_weights(self, network: nn.Module) -> None:
         """Keep the parameters and buffers of a network."""
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -179,9 +185,18 @@ class Artifact:
         write_atomically(self.directory / f"{name}.safetensors", lambda path: save_tensors(state, path))
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
-        """Named tensors, or None where they were not written."""
+        """Named tensors, or None where they were not written.
+
+        Raises:
+            CorruptArtifact: the file is there but unreadable.
+        """
         path = self.directory / f"{name}.safetensors"
-        return load_tensors(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            return load_tensors(path)
+        except (OSError, SafetensorError) as error:
+            raise CorruptArtifact(f"{path} cannot be loaded ({error}). {_redo(self.directory)}") from error
 
     # --- seeds -------------------------------------------------------------------------------------------------
 
@@ -192,7 +207,7 @@ class Artifact:
     def write_seeds(self, id: str, seeds: Seeds) -> None:
         """Keep the seeds of one image: half precision, compressed."""
         path = self._seeds_path(id)
-        arrays = {
+        arrays: dict[str, Any] = {
             "class_ids": np.asarray(seeds.class_ids, dtype=np.uint8),
             "scores": np.asarray(seeds.scores, dtype=np.float16),
             "size": np.asarray(seeds.size, dtype=np.int32),
@@ -214,12 +229,12 @@ class Artifact:
         try:
             with np.load(path, allow_pickle=False) as file:
                 class_ids, scores, size = file["class_ids"], file["scores"], file["size"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
         scores = scores.astype(np.float32)
-        if scores.ndim != 3 or len(scores) != len(class_ids) or size.shape != (2,):
+        if scores.ndim != 3 or class_ids.shape != scores.shape[:1] or size.shape != (2,):
             raise CorruptArtifact(
-                f"{path} holds {len(class_ids)} classes, scores of shape {scores.shape} and a size of shape "
+                f"{path} holds class_ids of shape {class_ids.shape}, scores of shape {scores.shape}, a size of shape "
                 f"{size.shape}; they do not belong together. {_redo(self.directory)}"
             )
         if scores.size and not (scores.min() >= 0 and scores.max() <= 1):
@@ -276,9 +291,13 @@ class Artifact:
             self._acquire(file.fileno(), path, timeout, poll)
             left = path.read_text(encoding="utf-8").strip()
             if left:
-                log.warning("%s %s: taking over from %s, which ended before it was done", self.stage, self.fingerprint, left)
+                log.warning(
+                    "%s %s: taking over from %s, which ended before it was done", self.stage, self.fingerprint, left
+                )
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC")
+            file.write(
+                f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            )
             file.flush()
             try:
                 yield

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -24,14 +27,25 @@ def build(config: DictConfig, node: str, **arguments: Any) -> Any:
         ConfigError: the node cannot be built; a ``UserError`` of the constructor itself passes through.
     """
     try:
-        return instantiate(OmegaConf.select(config, node, throw_on_missing=True), _convert_="all", **arguments)
+        built = instantiate(OmegaConf.select(config, node, throw_on_missing=True), _convert_="all", **arguments)
+        for item in built.values() if isinstance(built, Mapping) else (built,):
+            if isinstance(item, partial):  # called much later, and a key it does not know is to be told now
+                inspect.signature(item.func).bind_partial(*item.args, **item.keywords)
+        return built
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, UserError):
                 raise cause from None
             cause = cause.__cause__
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise ConfigError(f"the configuration node {node!r} cannot be built: {reason}. Compare it with conf/") from error
+        raise _cannot_be_built(node, error.__cause__ or error) from error
+    except TypeError as error:
+        raise _cannot_be_built(node, error) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration node {node!r} is incomplete: {str(error).splitlines()[0]}") from error
+
+
+def _cannot_be_built(node: str, error: BaseException) -> ConfigError:
+    return ConfigError(
+        f"the configuration node {node!r} cannot be built: {str(error).splitlines()[0]}. Compare it with conf/"
+    )

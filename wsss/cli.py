@@ -1,16 +1,14 @@
-"""The command line: one primary configuration for every script, messages without tracebacks, exit code 2 for what the user must fix."""
+"""The command line: one configuration for every script, messages without tracebacks, exit code 2 for user errors."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from wsss.config import register
@@ -23,6 +21,7 @@ log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 USER_ERROR = 2
+INTERRUPTED = 130
 
 
 def run_stage(stage: str) -> None:
@@ -51,16 +50,14 @@ def run_all() -> None:
 def _run(task: Callable[[Pipeline], float | None]) -> None:
     register()
     composed = False
-    multirun = False
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def main(config: DictConfig) -> Any:
-        nonlocal composed, multirun
+        nonlocal composed
         composed = True
         setup_logging()
         quiet_libraries()
         settings = HydraConfig.get()
-        multirun = settings.mode == RunMode.MULTIRUN
         try:
             return task(
                 Pipeline(
@@ -75,11 +72,12 @@ def _run(task: Callable[[Pipeline], float | None]) -> None:
 
     try:
         main()
-    except SystemExit as stop:
+    except (SystemExit, KeyboardInterrupt) as stop:
+        # Lightning makes an exit with 1 of an interrupt
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            log.warning("interrupted; the same command goes on from here")
+            raise SystemExit(INTERRUPTED) from None
         # Hydra ends with 1 when it cannot compose; a mistyped key or option is for the user to fix
         if stop.code == 1 and not composed:
             raise SystemExit(USER_ERROR) from None
         raise
-    except KeyboardInterrupt:
-        log.warning("interrupted; the same command goes on from here")
-        sys.exit(130)

@@ -11,7 +11,10 @@ from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from wsss.errors import ConfigError
 
 
 class Upstream(Enum):
@@ -133,3 +136,15 @@ class Config:
 def register() -> None:
     """Make the schema known to Hydra under the name that conf/config.yaml lists first."""
     ConfigStore.instance().store(name="schema", node=Config)
+
+
+def check(config: DictConfig) -> None:
+    """Refuse keys that the schema does not have. Composition does that too, except for those added with ``+KEY=VALUE``.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    try:
+        OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(config))
+    except ConfigKeyError as error:
+        raise ConfigError(f"the configuration has no key {error.full_key!r}. Compare it with conf/") from None

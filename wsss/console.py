@@ -293,7 +293,7 @@ def table(title: str, rows: Iterable[Sequence[Cell]], *, columns: Sequence[str] 
     grid = Table(show_header=columns is not None)
     for position in range(max(width, len(columns or ()))):
         head = columns[position] if columns is not None else ""
-        grid.add_column(head, justify="left" if position == 0 else "right")
+        grid.add_column(head, justify="left" if position == 0 else "right", overflow="fold")  # a long path stays whole
     for row in cells:
         grid.add_row(*row)
     if is_main_process():

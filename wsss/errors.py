@@ -2,7 +2,18 @@
 
 
 class UserError(Exception):
-    """Something the user must fix; the command line prints its message alone and exits with code 2."""
+    """Something the user must fix; the command line prints its message alone and exits with code 2.
+
+    An error from a loader process is raised again by torch with a traceback for its message; what was said stands last.
+
+    >>> str(DataError("Caught DataError in worker 0.\\nTraceback ...\\nwsss.errors.DataError: no image a.jpg\\n"))
+    'no image a.jpg'
+    """
+
+    def __init__(self, message: str) -> None:
+        kind = type(self)
+        head, _, said = message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")
+        super().__init__(said.strip() if head.startswith("Caught ") else message)
 
 
 class ConfigError(UserError):

@@ -8,7 +8,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
@@ -23,14 +23,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from wsss.artifacts import Artifact, fingerprint
 from wsss.build import build
-from wsss.config import Labels, Upstream
+from wsss.config import Labels, Upstream, check
 from wsss.console import table
 from wsss.data import VocLayout
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.stages import classifier, labels, seeds, segmenter
 from wsss.stages.context import Context, Outcome
-from wsss.tracking import Trackers
+from wsss.tracking import TrackerFactory, Trackers
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +120,7 @@ class Pipeline:
         data: the data set, where it has been read already.
 
     Raises:
+        ConfigError: the configuration has a key that nothing reads.
         ConfigError, DataError: the data set cannot be read.
     """
 
@@ -131,6 +132,7 @@ class Pipeline:
         experiment: str | None = None,
         data: VocLayout | None = None,
     ) -> None:
+        check(config)
         self.config = config
         self.overrides = tuple(overrides)
         self.data: VocLayout = data or build(config, "data")
@@ -168,7 +170,7 @@ class Pipeline:
 
     def read_config(self, stage: str) -> dict[str, Any]:
         """The resolved part of the configuration that can move the stage's numbers, by dotted path."""
-        resolved = OmegaConf.to_container(self.config, resolve=True, enum_to_str=True)
+        resolved: Any = OmegaConf.to_container(self.config, resolve=True, enum_to_str=True)
         return {path: _hashable(reduce(getitem, path.split("."), resolved), path) for path in STAGES[stage].reads}
 
     def data_facts(self) -> dict[str, Any]:
@@ -182,7 +184,9 @@ class Pipeline:
 
     def command(self, stage: str) -> str:
         """The shell command that runs ``stage`` with this configuration."""
-        kept = [override for override in self.overrides if override.split("=")[0].lstrip("+") not in ("upstream", "force")]
+        kept = [
+            override for override in self.overrides if override.split("=")[0].lstrip("+") not in ("upstream", "force")
+        ]
         return shlex.join(["python", STAGES[stage].script, *kept])
 
     def make(self, stage: str) -> Artifact:
@@ -218,12 +222,13 @@ class Pipeline:
 
     def _run_all(self, stages: Sequence[str], *, forced: set[str]) -> None:
         self._check_trainer()
-        parts = {}
-        for name in stages:  # every mistake in the configuration shows here, before the first hour of work
+        # every mistake in the configuration shows here, before the first hour of work
+        trackers, parts = build(self.config, "logger") or {}, {}
+        for name in stages:
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
             parts[name] = STAGES[name].build(self.config, self.data)
         for name in stages:
-            self._run(name, parts.pop(name), force=name in forced)
+            self._run(name, parts.pop(name), trackers.values(), force=name in forced)
 
     def _check_trainer(self) -> None:
         if self.config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -234,7 +239,7 @@ class Pipeline:
         number = "" if metric is None else f" ({STAGES[artifact.stage].metric} {100 * metric:.1f})"
         log.info("%s: reusing %s%s", artifact.stage, artifact.directory, number)
 
-    def _run(self, name: str, parts: Any, *, force: bool) -> None:
+    def _run(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
         stage, artifact = STAGES[name], self.artifact(name)
         with artifact.locked():
             if artifact.complete and not force:  # another process finished it while this one waited
@@ -246,7 +251,7 @@ class Pipeline:
             log.info("%s: %s", name, artifact.directory)
             started = time.perf_counter()
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
-            with self._tracker(artifact) as tracker:
+            with self._tracker(artifact, trackers) as tracker:
                 upstream = {need: self.artifact(need) for need in self.needs(name)}
                 outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker), parts)
                 metrics = outcome.metrics | self._ceiling(name)
@@ -269,10 +274,10 @@ class Pipeline:
         config.labels = labels
         return Pipeline(config, overrides=self.overrides, experiment=self.experiment, data=self.data)
 
-    def _tracker(self, artifact: Artifact) -> Trackers:
+    def _tracker(self, artifact: Artifact, factories: Iterable[TrackerFactory]) -> Trackers:
         directory = Path(self.config.paths.logs) / self.experiment / f"{artifact.stage}-{artifact.fingerprint}"
         tracker = Trackers.build(
-            (build(self.config, "logger") or {}).values(),
+            factories,
             stage=artifact.stage,
             experiment=self.experiment,
             fingerprint=artifact.fingerprint,
@@ -326,7 +331,15 @@ def _hashable(value: Any, path: str) -> Any:
 
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware: recorded, not hashed."""
-    packages = ("torch", "torchvision", "pytorch-lightning", "timm", "segmentation-models-pytorch", "numpy", "scikit-image")
+    packages = (
+        "torch",
+        "torchvision",
+        "pytorch-lightning",
+        "timm",
+        "segmentation-models-pytorch",
+        "numpy",
+        "scikit-image",
+    )
     return {
         "git_commit": _git_commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

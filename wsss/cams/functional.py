@@ -61,8 +61,9 @@ def scale_to_peak(maps: Tensor) -> Tensor:
         ``(N, H, W)`` in [0,1]. A map that is zero everywhere stays zero: no noise is lifted.
     """
     peak = maps.amax(dim=(1, 2), keepdim=True)
-    # 0 * inf would be NaN, and a peak below the smallest normal number has no finite reciprocal: divide, do not multiply
-    return torch.where(peak > 0, maps / torch.where(peak > 0, peak, torch.ones_like(peak)), torch.zeros_like(maps))
+    silent = peak <= 0  # not so for NaN, which must come out as NaN
+    # divide, do not multiply by 1 / peak: the reciprocal of a tiny peak is infinite
+    return torch.where(silent, torch.zeros_like(maps), maps / torch.where(silent, torch.ones_like(peak), peak))
 
 
 def tanh_scale(maps: Tensor, *, gamma: float = 2.0) -> Tensor:

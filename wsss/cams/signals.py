@@ -41,7 +41,7 @@ def recorded(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
         if torch.is_grad_enabled() and not output.requires_grad:
             output = output.detach().requires_grad_()
         outputs[name] = output
-        return output
+        return output.clone()  # the next module may work in place, and the record must stay what it was
 
     modules = dict(network.named_modules())
     with ExitStack() as hooks:

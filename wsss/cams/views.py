@@ -64,9 +64,9 @@ def seed_scores(
 
 
 def _resize(images: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return images
     size = [max(MIN_SIDE, round(side * scale)) for side in images.shape[-2:]]
+    if size == list(images.shape[-2:]):
+        return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=scale < 1).clamp(0, 1)
 
 

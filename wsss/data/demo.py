@@ -174,7 +174,7 @@ def _fur(colour: Colour, marking: Colour, pattern: str) -> Material:
             waves = np.sin(np.arange(w, dtype=np.float32) * (42 / unit) + rng.uniform(0, 6))[None, :]
             coat = _mix(coat, marking, 0.9 * (waves + 1.3 * blotches - 0.2))
         strands = _noise(rng, h, w, (0.10 * unit, 0.025 * unit), octaves=2)
-        return coat * (1 + 0.26 * strands + 0.10 * blotches)[..., None]
+        return coat * (1 + 0.20 * strands + 0.08 * blotches)[..., None]
 
     return fill
 
@@ -325,7 +325,8 @@ COATS = (  # hue, saturation, value ranges
 def _coat(rng: Rng) -> tuple[Colour, Material, Material]:
     """A base colour, its fur, and the same fur in shade for the far legs."""
     first, second = rng.choice(len(COATS), 2, replace=False)
-    base, marking = _vary(rng, *COATS[first]), _vary(rng, *COATS[second])
+    base, other = _vary(rng, *COATS[first]), _vary(rng, *COATS[second])
+    marking = 0.6 * base + 0.4 * other  # a marking belongs to its coat: the body still holds together as one surface
     pattern = str(rng.choice(["plain", "patched", "striped"]))
     return base, _fur(base, marking, pattern), _fur(base * 0.68, marking * 0.68, pattern)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from wsss.data.transforms import Augment, to_tensor
 from wsss.data.voc import VocLayout
+from wsss.errors import DataError
 
 Batch = dict[str, Tensor]
 MaskReader = Callable[[str], np.ndarray]
@@ -87,7 +89,10 @@ class TrainingViews(Dataset[Batch]):
         epoch, index = key
         id = self.ids[index]
         mask = self.masks(id) if self.masks else None
-        view, labels = self.augment(self.data.image(id), mask, seed=stable_seed(self.seed, epoch, index))
+        try:
+            view, labels = self.augment(self.data.image(id), mask, seed=stable_seed(self.seed, epoch, index))
+        except DataError as error:
+            raise DataError(f"{self.data.image_path(id)}: {error}") from None
         batch = {"image": view, "tags": tag_vector(self.data.class_ids(id), len(self.data.classes))}
         return batch if labels is None else {**batch, "labels": labels.long()}
 
@@ -145,8 +150,18 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data, self.augment, self.batch_size, self.seed, self.masks = data, augment, batch_size, seed, masks
+        self.epoch = 0
         # On two cores a worker process takes from training what it saves in loading.
         self.workers = workers if workers is not None else max(0, min(8, cores() - 2))
+
+    def state_dict(self) -> dict[str, int]:
+        """The epochs done, for a checkpoint. Lightning tells a resumed sampler only when workers have read ahead."""
+        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
+        return {"epoch": progress.processed if progress else self.epoch}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin with the epoch after those done."""
+        self.epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Augmented batches: ``image`` uint8, ``tags`` float, and ``labels`` int64 where masks are learnt from."""
@@ -154,6 +169,7 @@ class DataModule(pl.LightningDataModule):
             self.data, self.data.ids(self.data.train), augment=self.augment, seed=self.seed, masks=self.masks
         )
         sampler = EpochSampler(len(views), seed=self.seed, batch_size=self.batch_size)
+        sampler.set_epoch(self.epoch)
         return self._loader(views, batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:

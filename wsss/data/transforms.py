@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from wsss.errors import ConfigError
+from wsss.errors import ConfigError, DataError
 from wsss.types import IGNORE
 
 
@@ -47,9 +47,7 @@ class Augment:
         ]
         if jitter:
             steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 5))
-        steps.append(
-            v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: fill, tv_tensors.Mask: IGNORE})
-        )
+        steps.append(v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: fill, tv_tensors.Mask: IGNORE}))
         self._steps = v2.Compose(steps)
 
     def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, *, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -63,7 +61,15 @@ class Augment:
 
         Returns:
             ``(3, size, size)`` uint8 image and ``(size, size)`` uint8 mask (None without a mask).
+
+        Raises:
+            DataError: the image is so narrow that nothing of its short side would be left.
         """
+        height, width = image.shape[:2]
+        if max(height, width) > self.size * min(height, width):  # the short side would shrink to nothing
+            raise DataError(
+                f"an image of {width}x{height} pixels is too narrow to learn from. Take it out of the split"
+            )
         picture = tv_tensors.Image(to_tensor(image))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

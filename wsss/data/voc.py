@@ -37,6 +37,15 @@ def read_image(path: Path) -> np.ndarray:
         ) from error
 
 
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file that hold something, stripped; the byte-order mark of Windows editors is dropped."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text ({error}). Save it as UTF-8") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 class VocLayout:
     """A data set in the layout of PASCAL VOC.
 
@@ -111,6 +120,10 @@ class VocLayout:
         """
         if not self.has_masks:
             return None
+        return self.truth(id)
+
+    def truth(self, id: str) -> np.ndarray:
+        """The true mask of an image of a set that has masks; see ``mask``."""
         mask, path = self._read_mask(id), self._mask_path(id)
         width, height = self._image_size(id)
         if mask.shape != (height, width):
@@ -128,7 +141,7 @@ class VocLayout:
         path = self.root / "classes.txt"
         if not path.is_file():
             return VOC_CLASSES
-        classes = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        classes = tuple(_read_lines(path))
         if not classes:
             raise DataError(f"{path} is empty. Write one class name a line, without background")
         if len(set(classes)) != len(classes):
@@ -144,7 +157,14 @@ class VocLayout:
         folder = self.root / "JPEGImages"
         if not folder.is_dir():
             raise DataError(f"no folder JPEGImages in {self.root}. The layout is described in the README")
-        return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+        images: dict[str, Path] = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            if path.stem in images:
+                raise DataError(f"{images[path.stem]} and {path.name} share the id {path.stem!r}. Rename or remove one")
+            images[path.stem] = path
+        return images
 
     def _read_split(self, split: str) -> tuple[str, ...]:
         folder = self.root / "ImageSets" / "Segmentation"
@@ -152,7 +172,7 @@ class VocLayout:
         if not path.is_file():
             there = ", ".join(sorted(file.stem for file in folder.glob("*.txt"))) or "none"
             raise DataError(f"no split {split!r}: {path} is missing (splits there: {there})")
-        ids = tuple(line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        ids = tuple(line.split()[0] for line in _read_lines(path))
         if not ids:
             raise DataError(f"{path} names no image. Write one image id a line")
         if len(set(ids)) != len(ids):
@@ -176,7 +196,7 @@ class VocLayout:
                 mode, mask = image.mode, np.array(image)
         except FileNotFoundError:
             raise DataError(f"no mask {path} for image {id}. Add it, or take {id} out of the split") from None
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"the mask {path} does not decode ({error}). Replace the file") from error
         if mode not in ("P", "L", "1"):
             raise DataError(f"the mask {path} has mode {mode}; masks are indexed or 8-bit grey PNG files of class ids")
@@ -194,7 +214,7 @@ class VocLayout:
         try:
             with Image.open(path) as image:
                 return image.size
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"the image {path} does not decode ({error}). Replace the file") from error
 
     def _tags_from_mask(self, id: str) -> tuple[int, ...]:
@@ -203,7 +223,7 @@ class VocLayout:
                 f"tags are to come from masks, but {self.root} has no folder SegmentationClass. "
                 f"Add the masks, or take the tags from annotations with data.tags=xml"
             )
-        return tuple(int(label) for label in np.unique(self._read_mask(id)) if label not in (BACKGROUND, IGNORE))
+        return tuple(int(label) for label in np.unique(self.truth(id)) if label not in (BACKGROUND, IGNORE))
 
     def _tags_from_xml(self, id: str) -> tuple[int, ...]:
         path = self.root / "Annotations" / f"{id}.xml"

@@ -1,9 +1,10 @@
-"""Multi-label classifiers whose class activation map is exact: encoder, global average pooling, bias-free linear head."""
+"""Multi-label classifiers whose class activation map is exact: encoder, average pooling, bias-free linear head."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import timm
 import torch
@@ -29,6 +30,9 @@ class Classifier(nn.Module):
         head: ``(C, D, 1, 1)`` convolution; its weights are the w of CAM.
         stages: number of a stage (1 is the shallowest, 5 the last) -> name of the module whose output stands for it.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -91,7 +95,7 @@ class Classifier(nn.Module):
 class TimmEncoder(nn.Module):
     """A timm model without pooling and classifier."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
@@ -117,19 +121,20 @@ class TimmClassifier(Classifier):
         ConfigError: unknown encoder, unsuitable encoder, or weights that are not to be had.
     """
 
-    def __init__(
-        self, *, encoder: str, num_classes: int, weights: str | None = None, output_stride: int = 32
-    ) -> None:
-        options = {} if output_stride == 32 else {"output_stride": output_stride}
+    def __init__(self, *, encoder: str, num_classes: int, weights: str | None = None, output_stride: int = 32) -> None:
+        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         try:
-            model = timm.create_model(encoder, **options)
+            model: Any = timm.create_model(encoder, **options)
         except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"timm cannot build {encoder} with output_stride={output_stride}: {error}") from error
         if weights is not None:
             pretrained.load(model, pretrained.timm_state(encoder, weights), source=weights)
         default = model.default_cfg
-        model.reset_classifier(0, "")
-        trace = _trace(model)
+        try:
+            model.reset_classifier(0, "")
+            trace = _trace(model)
+        except (AssertionError, RuntimeError) as error:  # transformers of one input size
+            raise ConfigError(f"{encoder} gives no feature map ({error}); choose a convolutional encoder") from error
         if len(trace[""]) != 4:
             raise ConfigError(f"{encoder} gives features of shape {tuple(trace[''])}; choose a convolutional encoder")
         super().__init__(
@@ -142,7 +147,7 @@ class TimmClassifier(Classifier):
         )
 
 
-def _activated_stages(model: nn.Module, trace: Mapping[str, torch.Size], encoder: str) -> dict[int, str]:
+def _activated_stages(model: Any, trace: Mapping[str, torch.Size], encoder: str) -> dict[int, str]:
     """Stage number -> the module whose output stands for the stage.
 
     A block that ends in an activation stands for itself. One that ends in a linear projection is followed, at the same
@@ -182,7 +187,7 @@ def _is_activated(module: nn.Module) -> bool:
     )
 
 
-def _trace(model: nn.Module) -> dict[str, torch.Size]:
+def _trace(model: Any) -> dict[str, torch.Size]:
     """Output shape of each module for one small image, in the order in which they finish; ``""`` is the whole."""
     shapes: dict[str, torch.Size] = {}
 
@@ -254,7 +259,9 @@ class ResNet50Classifier(Classifier):
 
 def _torchvision_state(weights: str, imagenet: torchvision.models.WeightsEnum) -> pretrained.StateDict:
     if weights == pretrained.BUNDLE:
-        raise ConfigError(f"there are no bundled weights for torchvision networks. The options are {pretrained.OPTIONS}")
+        raise ConfigError(
+            f"there are no bundled weights for torchvision networks. The options are {pretrained.OPTIONS}"
+        )
     if weights == pretrained.IMAGENET:
         return pretrained.download(lambda: imagenet.get_state_dict(progress=False), str(imagenet))
     return pretrained.file_state(weights)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -29,6 +31,9 @@ class Segmenter(nn.Module):
         ConfigError: unknown architecture or encoder, or weights that are not to be had.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, *, architecture: str, encoder: str, num_labels: int, weights: str | None = None, **options: object
     ) -> None:
@@ -37,6 +42,9 @@ class Segmenter(nn.Module):
         if build is None:
             raise ConfigError(f"segmentation_models_pytorch has no architecture {architecture!r}")
         try:
+            for option in options:  # timm refuses those it does not know; smp's own encoders would ignore them
+                if not encoder.startswith("tu-") and option not in signature(build).parameters:
+                    raise ConfigError(f"{architecture} cannot be built on {encoder}: it has no option {option!r}")
             self.network = build(encoder_name=encoder, encoder_weights=None, classes=num_labels, **options)
         except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise ConfigError(f"{architecture} cannot be built on {encoder}: {error}") from error
@@ -47,7 +55,7 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Any:
         """The pretrained part."""
         return self.network.encoder
 
@@ -90,7 +98,9 @@ def _statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def predict_labels(network: nn.Module, image: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False) -> Tensor:
+def predict_labels(
+    network: nn.Module, image: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> Tensor:
     """The most probable label of each pixel, averaged over views.
 
     Args:

@@ -85,7 +85,10 @@ def file_state(path: str | Path) -> StateDict:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every loader has its own exceptions for a file that is no state dict
         raise ConfigError(f"{path} is no state dict of plain tensors ({error})") from error
-    return loaded.get("state_dict", loaded)
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(state, dict):
+        raise ConfigError(f"{path} is no state dict of plain tensors: it holds a {type(state).__name__}")
+    return state
 
 
 def download(fetch: Callable[[], StateDict], name: str) -> StateDict:
@@ -98,7 +101,9 @@ def download(fetch: Callable[[], StateDict], name: str) -> StateDict:
         return fetch()
     except Exception as error:  # hubs and HTTP clients raise exceptions of many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"the ImageNet weights of {name} could not be downloaded ({reason}). Use {OPTIONS}") from error
+        raise ConfigError(
+            f"the ImageNet weights of {name} could not be downloaded ({reason}). Use {OPTIONS}"
+        ) from error
 
 
 def load(module: nn.Module, state: StateDict, *, source: str, ignore: tuple[str, ...] = ()) -> None:

@@ -88,7 +88,7 @@ def build_recipe(config: DictConfig, network: str) -> Recipe:
 
 
 def device_of(trainer: TrainerConfig) -> torch.device:
-    """The device for work outside a Lightning loop: the GPU where there is one and the configuration does not refuse it."""
+    """The device for work outside a Lightning loop: the GPU where there is one and the configuration allows it."""
     return torch.device("cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 

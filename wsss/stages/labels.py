@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from wsss.artifacts import Artifact, write_json
 from wsss.build import build as build_node
-from wsss.console import progress
+from wsss.console import Bar, progress
 from wsss.data import VocLayout
 from wsss.data.loading import cores
 from wsss.data.voc import read_image
@@ -42,6 +42,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     workers = cores() if context.config.workers is None else context.config.workers
     refine = partial(refine_image, parts.refiner, context.upstream["seeds"], artifact)
     items = ((id, (id, data.image_path(id))) for id in left)
+    bar: Bar[Any]
     with progress(len(ids), "labels", unit="img", completed=len(ids) - len(left)) as bar:
         for _ in map_images(refine, items, workers=min(workers, len(left))):
             bar.advance()
@@ -66,7 +67,7 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
         return {"miou": None, "miou_ignored": None, "images": len(ids)}, [("mIoU", "no masks to measure on")]
     confusion, per_image = ConfusionMatrix(len(names)), {}
     for id in progress(ids, "labels: evaluation", unit="img"):
-        truth, labels = data.mask(id), artifact.read_mask(id)
+        truth, labels = data.truth(id), artifact.read_mask(id)
         confusion.update(truth, labels)
         per_image[id] = jsonable(image_miou(truth, labels, len(names)))
     write_json(artifact.directory / "per_image.json", per_image)

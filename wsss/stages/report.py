@@ -121,7 +121,9 @@ def chosen_images(scores: dict[str, float | None], *, worst: int, typical: int) 
     rest = [id for _, id in ranked[worst:]]
     start = max(0, len(ranked) // 2 - worst - typical // 2)
     middle = rest[start : start + typical]
-    return [(id, f"worst {i}") for i, id in enumerate(lowest, 1)] + [(id, f"typical {i}") for i, id in enumerate(middle, 1)]
+    return [(id, f"worst {i}") for i, id in enumerate(lowest, 1)] + [
+        (id, f"typical {i}") for i, id in enumerate(middle, 1)
+    ]
 
 
 def _choose(pipeline: Pipeline, artifact: Artifact, ids: Sequence[str]) -> tuple[list[tuple[str, str]], dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
@@ -61,6 +62,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     left = [id for id in ids if not artifact.has_seeds(id)]
     if left:
         loader = DataLoader(WholeImages(data, left), batch_size=None, num_workers=config.workers or 0)
+        bar: Bar[Any]
         with progress(len(ids), "seeds", unit="img", completed=len(ids) - len(left)) as bar:
             shell = SeedShell(parts.network, parts.method, artifact, left, config.seeds, bar)
             trainer = make_trainer(config.trainer, loggers=[], callbacks=[], inference_mode=False)
@@ -95,7 +97,7 @@ class SeedShell(pl.LightningModule):
         bar: Bar[Any],
     ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method, self.artifact, self.ids = method, artifact, ids
         self.settings, self.bar = settings, bar
 
@@ -115,8 +117,12 @@ class SeedShell(pl.LightningModule):
                 stride=self.settings.stride,
             )
         except FloatingPointError as error:
-            raise FloatingPointError(f"image {id}: {error}. Is the classifier trained with a learning rate too high?") from None
-        self.artifact.write_seeds(id, Seeds(class_ids, scores.cpu().numpy(), tuple(image.shape[-2:])))
+            raise FloatingPointError(
+                f"image {id}: {error}. Is the classifier trained with a learning rate too high?"
+            ) from None
+        self.artifact.write_seeds(
+            id, Seeds(np.array(class_ids), scores.cpu().numpy(), (image.shape[-2], image.shape[-1]))
+        )
         self.bar.advance()
         return id
 
@@ -156,13 +162,15 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     config, data = context.config.evaluation, context.data
     names, ids = label_names(data), data.ids(data.train)
     if not data.has_masks:
-        return {"miou": None, "threshold": config.seed_threshold, "images": len(ids)}, [("mIoU", "no masks to measure on")]
+        return {"miou": None, "threshold": config.seed_threshold, "images": len(ids)}, [
+            ("mIoU", "no masks to measure on")
+        ]
     steps = config.curve_steps + 1
     thresholds = sorted({round(i / steps, 6) for i in range(1, steps)} | {config.seed_threshold})
     curve = ThresholdCurve(len(names), thresholds)
     for id in progress(ids, "seeds: evaluation", unit="img"):
         seeds = context.artifact.read_seeds(id)
-        curve.update(data.mask(id), seeds.class_ids, full_size_scores(seeds).numpy())
+        curve.update(data.truth(id), seeds.class_ids, full_size_scores(seeds).numpy())
     best, miou_best = curve.best()
     metrics = {
         **summarize(curve.confusion(config.seed_threshold), names),

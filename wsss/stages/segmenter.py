@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -54,7 +53,7 @@ def run(context: Context, parts: Parts) -> Outcome:
         parts.network,
         parts.recipe,
         seed=config.seed,
-        truth=(lambda index: _truth(data, validation[index])) if data.has_masks else None,
+        truth=(lambda index: data.truth(validation[index])) if data.has_masks else None,
         num_labels=len(data.classes) + 1,
     )
     module = DataModule(
@@ -63,7 +62,7 @@ def run(context: Context, parts: Parts) -> Outcome:
         batch_size=parts.recipe.batch_size,
         workers=config.workers,
         seed=config.seed,
-        masks=context.upstream["labels"].read_mask if weak else lambda id: _truth(data, id),
+        masks=context.upstream["labels"].read_mask if weak else data.truth,
     )
     fit(shell, module, artifact, config.trainer, loggers=context.tracker.lightning_loggers)
     artifact.write_weights(parts.network)
@@ -77,12 +76,6 @@ def run(context: Context, parts: Parts) -> Outcome:
     return Outcome(metrics, summary, supervision)
 
 
-def _truth(data: VocLayout, id: str) -> np.ndarray:
-    mask = data.mask(id)
-    assert mask is not None  # callers asked data.has_masks
-    return mask
-
-
 @torch.inference_mode()
 def evaluate(context: Context, network: Segmenter) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Predict every validation image, keep the masks, and measure them where there is a truth."""
@@ -92,7 +85,9 @@ def evaluate(context: Context, network: Segmenter) -> tuple[dict[str, Any], list
     confusion, per_image = ConfusionMatrix(len(names)), {}
     for id in progress(data.ids(data.val), "segmenter: evaluation", unit="img"):
         image = to_unit(to_tensor(data.image(id))).to(device)
-        labels = predict_labels(network, image, scales=config.evaluation.scales, flip=config.evaluation.flip).cpu().numpy()
+        labels = (
+            predict_labels(network, image, scales=config.evaluation.scales, flip=config.evaluation.flip).cpu().numpy()
+        )
         artifact.write_mask(id, labels, folder=PREDICTIONS)
         truth = data.mask(id)
         if truth is not None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from wsss.artifacts import Artifact, write_atomically
 from wsss.config import TrainerConfig
@@ -41,21 +39,19 @@ class KeepBest(pl.Callback):
     """Keeps the weights of the epoch with the best validation metric.
 
     Args:
-        path: where they are kept while training goes on.
+        artifact: its weights file holds them, so that a run killed at any moment after training still finds them.
         metric: name of the logged metric, larger is better.
     """
 
-    def __init__(self, path: Path, metric: str) -> None:
-        self.path, self.metric, self.best = path, metric, float("-inf")
+    def __init__(self, artifact: Artifact, metric: str) -> None:
+        self.artifact, self.metric, self.best = artifact, metric, float("-inf")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights where they beat the best so far."""
         value = float(trainer.callback_metrics[self.metric])
         if value > self.best and trainer.is_global_zero:
             self.best = value
-            network = pl_module.network.state_dict()  # type: ignore[union-attr, operator]
-            state: dict[str, Tensor] = {name: tensor.detach().cpu().contiguous() for name, tensor in network.items()}
-            write_atomically(self.path, lambda partial: save_file(state, partial))
+            self.artifact.write_weights(pl_module.network)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, so that a resumed run goes on comparing."""
@@ -66,7 +62,9 @@ class KeepBest(pl.Callback):
         self.best = state_dict["best"]
 
 
-def make_trainer(config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], **options: Any) -> pl.Trainer:
+def make_trainer(
+    config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], **options: Any
+) -> pl.Trainer:
     """A Lightning trainer that writes nothing by itself and says nothing by itself."""
     return pl.Trainer(
         accelerator=config.accelerator,
@@ -87,16 +85,17 @@ def make_trainer(config: TrainerConfig, *, loggers: list[Logger], callbacks: lis
     )
 
 
-def fit(shell: Shell, data: DataModule, artifact: Artifact, config: TrainerConfig, *, loggers: list[Logger]) -> pl.Trainer:
+def fit(
+    shell: Shell, data: DataModule, artifact: Artifact, config: TrainerConfig, *, loggers: list[Logger]
+) -> pl.Trainer:
     """Train ``shell``; go on from the artifact's last checkpoint where there is one.
 
     When it returns, the network holds the weights that the recipe keeps (the last, or the best on validation).
     """
     recipe = shell.recipe
-    best = artifact.directory / "best.safetensors"
     callbacks: list[pl.Callback] = [FitProgress(artifact.stage), EpochCheckpoint(artifact.checkpoint)]
     if recipe.keep == "best_val":
-        callbacks.append(KeepBest(best, f"val/{shell.metric}"))
+        callbacks.append(KeepBest(artifact, f"val/{shell.metric}"))
     trainer = make_trainer(
         config,
         loggers=loggers,
@@ -109,6 +108,8 @@ def fit(shell: Shell, data: DataModule, artifact: Artifact, config: TrainerConfi
         log.info("%s: going on from %s", artifact.stage, resume)
     trainer.fit(shell, datamodule=data, ckpt_path=resume, weights_only=True)
     if recipe.keep == "best_val":
-        shell.network.load_state_dict(load_file(best))
-        best.unlink()
+        if artifact.has_weights:
+            artifact.read_weights(shell.network)
+        else:
+            log.warning("%s: no epoch gave a val/%s; the last weights are kept", artifact.stage, shell.metric)
     return trainer

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from wsss.data.loading import Batch, stable_seed
+from wsss.data.transforms import Augment
 from wsss.metrics import ConfusionMatrix, average_precision, miou
 from wsss.models import Classifier, Segmenter
 from wsss.models.segmenter import predict_labels
@@ -39,16 +40,16 @@ class Recipe:
     encoder_lr_factor: float
     frozen_stages: int
     frozen_batch_norm: bool
-    augment: Callable[..., Any]
+    augment: Augment
     keep: str
     validate_every: int
 
 
 class Shell(pl.LightningModule):
-    """What both trainings share: parameter groups, schedule, frozen layers, and a fresh seed each epoch.
+    """What both trainings share: parameter groups, schedule, frozen layers, and a fresh seed each step.
 
-    Random numbers drawn inside the network (dropout) come from a generator seeded with (seed, epoch), so that a run
-    resumed after an epoch goes on as if it had not been interrupted.
+    Random numbers drawn inside the network (dropout) are a function of (seed, epoch, step, rank), so that neither a
+    resumed run nor one with other loader processes, which draw from the same generator, gives another result.
     """
 
     metric: str
@@ -57,14 +58,14 @@ class Shell(pl.LightningModule):
     def __init__(self, network: nn.Module, recipe: Recipe, *, seed: int, frozen: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
         # channels last makes depthwise convolutions nearly twice as fast on CPUs, and tensor cores happy on GPUs
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed = recipe, seed
         for parameter in frozen:
             parameter.requires_grad_(False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """Two groups, pretrained and new layers, under one schedule per step."""
-        pretrained = {id(parameter) for parameter in self.network.encoder.parameters()}  # type: ignore[union-attr, operator]
+        pretrained = {id(parameter) for parameter in self.network.encoder.parameters()}
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         groups = [
             {"params": [p for p in trained if id(p) in pretrained]},
@@ -77,9 +78,12 @@ class Shell(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch; put frozen batch norm into evaluation mode."""
-        torch.manual_seed(stable_seed(self.seed, self.current_epoch, self.global_rank))
+        """Put frozen batch norm into evaluation mode."""
         self._freeze_batch_norm()
+
+    def on_train_batch_start(self, _batch: Batch, index: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(stable_seed(self.seed, self.current_epoch, index, self.global_rank))
 
     def on_validation_end(self) -> None:
         """Lightning puts the whole network back into training mode here; frozen batch norm stays frozen."""
@@ -87,10 +91,11 @@ class Shell(pl.LightningModule):
 
     def _freeze_batch_norm(self) -> None:
         for module in self.network.modules():
-            frozen = isinstance(module, _BatchNorm) and (
-                self.recipe.frozen_batch_norm or not any(p.requires_grad for p in module.parameters())
-            )
-            if frozen:
+            if not isinstance(module, _BatchNorm):
+                continue
+            parameters = list(module.parameters())
+            of_frozen_layers = bool(parameters) and not any(p.requires_grad for p in parameters)
+            if self.recipe.frozen_batch_norm or of_frozen_layers:
                 module.eval()
 
 

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from conftest import MakePipeline
+
+from wsss.build import build
+from wsss.metrics import ConfusionMatrix, miou
+from wsss.pipeline import Pipeline
+from wsss.refine.threshold import threshold
+from wsss.stages.seeds import full_size_scores
+
+
+def test_metrics(made: Pipeline):
+    metrics, settings = made.artifact("seeds").metrics, made.config.evaluation
+    wanted = {"miou", "threshold", "miou_best", "threshold_best", "precision", "recall", "fp", "fn", "curve", "iou"}
+    assert set(metrics) >= wanted
+    assert list(metrics["iou"]) == ["background", *made.data.classes]
+    assert metrics["threshold"] == settings.seed_threshold
+    curve = {value: score for value, score in metrics["curve"]}
+    assert len(curve) >= settings.curve_steps
+    assert list(curve) == sorted(curve)
+    assert curve[metrics["threshold"]] == pytest.approx(metrics["miou"])
+    assert max(curve.values()) == pytest.approx(metrics["miou_best"]) == curve[metrics["threshold_best"]]
+    assert metrics["images"] == len(tiny.TRAIN)
+
+
+def test_the_fixed_miou_is_that_of_the_thresholded_maps(finished: Pipeline):
+    confusion, background = ConfusionMatrix(4), finished.config.evaluation.seed_threshold
+    for id in tiny.TRAIN:
+        seeds = finished.artifact("seeds").read_seeds(id)
+        labels = threshold(full_size_scores(seeds).numpy(), seeds.class_ids, background=background)
+        confusion.update(finished.data.mask(id), labels)
+    assert finished.artifact("seeds").metrics["miou"] == pytest.approx(miou(confusion.matrix))
+
+
+@pytest.mark.parametrize(("id", "tags"), list(zip(tiny.TRAIN, tiny.TRAIN_TAGS, strict=True)))
+def test_the_maps_of_an_image(id: str, tags: tuple[int, ...], made: Pipeline):
+    height, width = made.data.image(id).shape[:2]
+    stride = made.config.seeds.stride
+    with np.load(made.artifact("seeds").directory / "maps" / f"{id}.npz", allow_pickle=False) as file:
+        assert set(file) == {"class_ids", "scores", "size"}
+        assert (file["class_ids"].dtype, file["scores"].dtype) == (np.uint8, np.float16)
+        assert tuple(file["class_ids"]) == tags
+        assert tuple(file["size"]) == (height, width)
+        assert file["scores"].shape == (len(tags), -(-height // stride), -(-width // stride))
+        assert all(scores.min() >= 0 and scores.max() == 1 for scores in file["scores"])
+
+
+def test_the_manifest_names_the_method_and_its_layers(tiny_pipeline: MakePipeline, finished: Pipeline):
+    assert finished.artifact("seeds").manifest["facts"]["method"] == {
+        "name": "LayerCam",
+        "layers": {str(layer): f"encoder.{layer - 1}" for layer in finished.config.cam.layers},
+    }
+    pipeline = tiny_pipeline("cam=cam")
+    tiny.adopt(pipeline, finished, "classifier")
+    assert pipeline.make("seeds").manifest["facts"]["method"] == {"name": "Cam"}
+
+
+def test_methods_and_views_differ(tiny_pipeline: MakePipeline, finished: Pipeline, tmp_path: Path):
+    maps = {}
+    for override in ("cam=cam", "cam=gradcam", "cam=layercam", "seeds.scales=[1.0,2.0]", "seeds.flip=false"):
+        pipeline = tiny_pipeline(override, base=tmp_path / override)
+        tiny.adopt(pipeline, finished, "classifier")
+        maps[override] = pipeline.make("seeds").read_seeds(tiny.TRAIN[3]).scores
+    plain = maps.pop("cam=cam")
+    # under global average pooling and a linear head they are one, up to the half precision they are kept in
+    np.testing.assert_allclose(maps.pop("cam=gradcam"), plain, atol=2e-3)
+    assert all(np.abs(other - plain).max() > 0.1 for other in maps.values())
+    assert len({other.tobytes() for other in maps.values()}) == 3
+
+
+def test_a_map_that_is_no_number_is_told_with_its_image(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline()
+    tiny.adopt(pipeline, finished, "classifier")
+    network = build(pipeline.config, "classifier", num_classes=3)
+    torch.nn.init.constant_(network.head.weight, torch.nan)
+    pipeline.artifact("classifier").write_weights(network)
+    with pytest.raises(FloatingPointError, match=rf"image {tiny.TRAIN[0]}: .* learning rate too high"):
+        pipeline.make("seeds")
+    assert not pipeline.artifact("seeds").complete
