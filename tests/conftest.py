@@ -24,6 +24,11 @@ class Scripts(NamedTuple):
     outputs: dict[str, str]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave out the one warning that is the libraries' own affair; see ``wsss.console.IGNORED_WARNINGS``."""
+    config.addinivalue_line("filterwarnings", "ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+
+
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set in the VOC layout that all tests share: read it, do not write."""

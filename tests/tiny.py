@@ -1,4 +1,4 @@
-"""A pipeline that runs in a second: a generated set in the VOC layout, two small networks, and ways to run the stages."""
+"""A pipeline that runs in a second: a generated set in the VOC layout, small networks, and ways to run the stages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ class TinyClassifier(Classifier):
         self, *, num_classes: int, encoder: str = "", weights: str | None = None, output_stride: int = 32
     ) -> None:
         widths = (3, 8, 8, 12, 12, 16)
-        blocks = [_block(a, b, 1 + (i in (0, 1, 2))) for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))]
+        blocks = [_block(a, b, 1 + (i in (0, 1, 2))) for i, (a, b) in enumerate(pairwise(widths))]
         super().__init__(
             nn.Sequential(*blocks, nn.Dropout2d(0.2)),
             features=widths[-1],
@@ -252,7 +253,7 @@ def files(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def results(artifact: Artifact) -> dict[str, bytes]:
-    """The bytes of every file that a stage made, except those that hold times (manifest) or the way there (checkpoint)."""
+    """The bytes of every file that a stage made, but for the manifest (times) and the checkpoint (the way there)."""
     return {
         str(path.relative_to(artifact.directory)): path.read_bytes()
         for path in sorted(artifact.directory.rglob("*"))

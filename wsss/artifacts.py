@@ -148,7 +148,31 @@ class Artifact:
     def remove(self) -> None:
         """Delete the artifact. The manifest goes first, so that no half-deleted one looks complete."""
         (self.directory / "manifest.json").unlink(missing_ok=True)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    def set_aside(self) -> None:
+        """Put a finished artifact out of the way of a new one; ``restore`` or ``drop_old`` follows."""
+        self.drop_old()
+        if self.complete:
+            self.directory.rename(self._old)
+        elif self.directory.exists():
+            shutil.rmtree(self.directory)
+
+    def restore(self) -> None:
+        """Bring back what was set aside, in place of what was made since."""
+        if self._old.is_dir():
+            self.remove()
+            self._old.rename(self.directory)
+
+    def drop_old(self) -> None:
+        """Delete what was set aside."""
+        if self._old.is_dir():
+            shutil.rmtree(self._old)
+
+    @property
+    def _old(self) -> Path:
+        return self.directory.with_name(f"{self.fingerprint}.old")
 
     def publish(self, manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Write the metrics, then the manifest: from now on the artifact is complete."""

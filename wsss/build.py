@@ -42,7 +42,9 @@ def build(config: DictConfig, node: str, **arguments: Any) -> Any:
     except TypeError as error:
         raise _cannot_be_built(node, error) from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"the configuration node {node!r} is incomplete: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"the configuration node {node!r} is incomplete: {str(error).splitlines()[0]}. Set it with KEY=VALUE"
+        ) from error
 
 
 def _cannot_be_built(node: str, error: BaseException) -> ConfigError:

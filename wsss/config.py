@@ -91,14 +91,14 @@ class ReportConfig:
 
 @dataclass
 class TrainerConfig:
-    """Where and how training runs. Only ``precision`` can move a number by design, and only it is fingerprinted."""
+    """Where and how training runs: on one device. Only ``precision`` moves a number by design, and is fingerprinted."""
 
     accelerator: str = "auto"
     devices: Any = 1
     strategy: str = "auto"
     num_nodes: int = 1
     precision: str = "32-true"
-    deterministic: Any = True
+    deterministic: Any = "warn"  # true: an operation that cannot be deterministic (some on GPUs) ends the run
 
 
 @dataclass
@@ -138,13 +138,52 @@ def register() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
 def check(config: DictConfig) -> None:
-    """Refuse keys that the schema does not have. Composition does that too, except for those added with ``+KEY=VALUE``.
+    """Refuse keys that the schema does not have, and values that would fail or mislead hours later.
+
+    Composition refuses unknown keys too, except for those added with ``+KEY=VALUE``.
 
     Raises:
-        ConfigError: names the key.
+        ConfigError: names the key and what it may be.
     """
     try:
         OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.to_container(config))
     except ConfigKeyError as error:
         raise ConfigError(f"the configuration has no key {error.full_key!r}. Compare it with conf/") from None
+    _check_values(config)
+
+
+def _check_values(config: DictConfig) -> None:
+    def require(holds: bool, key: str, expected: str) -> None:
+        if not holds:
+            raise ConfigError(f"{key}={OmegaConf.select(config, key)} must be {expected}")
+
+    require(config.seed >= 0, "seed", "0 or more")
+    require(config.workers is None or config.workers >= 0, "workers", "0 or more, or null")
+    for name in ("classifier", "segmenter"):
+        recipe, key = config.recipe[name], f"recipe.{name}"
+        require(recipe.epochs >= 1, f"{key}.epochs", "1 or more")
+        least = 2 if name == "segmenter" else 1  # batch norm on pooled features needs two values
+        require(recipe.batch_size >= least, f"{key}.batch_size", f"{least} or more")
+        require(recipe.validate_every >= 1, f"{key}.validate_every", "1 or more")
+        require(recipe.encoder_lr_factor >= 0, f"{key}.encoder_lr_factor", "0 or more")
+        require(0 <= recipe.frozen_stages <= 5, f"{key}.frozen_stages", "0 to 5")
+    require(
+        config.recipe.segmenter.frozen_stages == 0, "recipe.segmenter.frozen_stages", "0: segmenters train all stages"
+    )
+    for key in ("seeds.scales", "evaluation.scales"):
+        scales = OmegaConf.select(config, key)
+        require(len(scales) > 0 and min(scales) > 0, key, "a list of factors above 0")
+    require(config.seeds.stride >= 1, "seeds.stride", "1 or more")
+    require(0 <= config.evaluation.seed_threshold <= 1, "evaluation.seed_threshold", "from 0 to 1")
+    require(config.evaluation.curve_steps >= 1, "evaluation.curve_steps", "1 or more")
+    require(min(config.report.worst, config.report.typical) >= 0, "report", "0 or more images of a kind")
+    trainer = config.trainer
+    require(trainer.precision in PRECISIONS, "trainer.precision", f"one of {', '.join(PRECISIONS)}")
+    devices = list(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
+    single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
+    require(single, "trainer.devices", "1, or a list with one device: the stages run on one device as yet")
+    require(trainer.num_nodes == 1, "trainer.num_nodes", "1: the stages run on one machine as yet")

@@ -27,7 +27,7 @@ from wsss.config import Labels, Upstream, check
 from wsss.console import table
 from wsss.data import VocLayout
 from wsss.data.loading import cores
-from wsss.errors import ConfigError, MissingArtifact
+from wsss.errors import ConfigError, DataError, MissingArtifact
 from wsss.stages import classifier, labels, seeds, segmenter
 from wsss.stages.context import Context, Outcome
 from wsss.tracking import TrackerFactory, Trackers
@@ -45,6 +45,7 @@ class Stage:
         reads: dotted paths of the configuration that can move its numbers.
         needs: the stages whose artifacts it reads.
         metric: the key of ``metrics.json`` that a sweep optimises.
+        measures: the splits ("train", "val") whose masks its metrics read: masks that come later make it run again.
         build: constructs what the stage works with; called for every stage to run before any of them starts.
         run: does the work and measures it.
     """
@@ -54,6 +55,7 @@ class Stage:
     reads: tuple[str, ...]
     needs: tuple[str, ...]
     metric: str
+    measures: tuple[str, ...]
     build: Callable[[DictConfig, VocLayout], Any]
     run: Callable[[Context, Any], Outcome]
 
@@ -65,15 +67,17 @@ STAGES: dict[str, Stage] = {
         reads=("seed", "data", "classifier", "recipe.classifier", "trainer.precision"),
         needs=(),
         metric="map",
+        measures=(),
         build=classifier.build,
         run=classifier.run,
     ),
     "seeds": Stage(
         script="generate_seeds.py",
         version=1,
-        reads=("seed", "cam", "seeds", "evaluation.seed_threshold", "evaluation.curve_steps", "trainer.precision"),
+        reads=("seed", "cam", "seeds", "evaluation.seed_threshold", "evaluation.curve_steps"),
         needs=("classifier",),
         metric="miou",
+        measures=("train",),
         build=seeds.build,
         run=seeds.run,
     ),
@@ -83,6 +87,7 @@ STAGES: dict[str, Stage] = {
         reads=("seed", "refiner"),
         needs=("seeds",),
         metric="miou",
+        measures=("train",),
         build=labels.build,
         run=labels.run,
     ),
@@ -101,6 +106,7 @@ STAGES: dict[str, Stage] = {
         ),
         needs=("labels",),
         metric="miou",
+        measures=("val",),
         build=segmenter.build,
         run=segmenter.run,
     ),
@@ -163,6 +169,7 @@ class Pipeline:
                 "version": STAGES[stage].version,
                 "config": self.read_config(stage),
                 "data": self.data_facts(),
+                "measured": [self.data.has_masks(getattr(self.data, split)) for split in STAGES[stage].measures],
                 "upstream": {need: self.fingerprint(need) for need in self.needs(stage)},
             }
             self._fingerprints[stage] = fingerprint(facts)
@@ -174,11 +181,26 @@ class Pipeline:
         return {path: _hashable(reduce(getitem, path.split("."), resolved), path) for path in STAGES[stage].reads}
 
     def data_facts(self) -> dict[str, Any]:
-        """What identifies the data: classes, the ids of both splits, and their tags."""
+        """What identifies the data: classes, the ids of both splits, and the tags and file size of every image.
+
+        Raises:
+            DataError: no training image has a tag.
+        """
         if self._facts is None:
+            data = self.data
+            if not any(data.tags(data.train).values()):
+                raise DataError(
+                    f"no image of {data.train} has a tag (read from {data.tag_source} in {data.root}), so there is "
+                    f"nothing to learn. In masks, the pixels of class k have the value k; 255 means ignored"
+                )
             self._facts = {
-                "classes": self.data.classes,
-                **{split: sorted(self.data.tags(split).items()) for split in (self.data.train, self.data.val)},
+                "classes": data.classes,
+                **{
+                    split: [
+                        (id, tags, data.image_path(id).stat().st_size) for id, tags in sorted(data.tags(split).items())
+                    ]
+                    for split in (data.train, data.val)
+                },
             }
         return self._facts
 
@@ -224,6 +246,7 @@ class Pipeline:
         self._check_trainer()
         # every mistake in the configuration shows here, before the first hour of work
         trackers, parts = build(self.config, "logger") or {}, {}
+        self._warn_of_overlap()
         for name in stages:
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
             parts[name] = STAGES[name].build(self.config, self.data)
@@ -234,36 +257,52 @@ class Pipeline:
         if self.config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ConfigError("trainer asks for a GPU, but torch sees none. Use trainer=default (or trainer=cpu)")
 
+    def _warn_of_overlap(self) -> None:
+        shared = sorted(set(self.data.ids(self.data.train)) & set(self.data.ids(self.data.val)))
+        if shared:
+            log.warning(
+                "%d images are in both %s and %s (the first is %s): numbers on %s are not of unseen images",
+                len(shared), self.data.train, self.data.val, shared[0], self.data.val,
+            )  # fmt: skip
+
     def _reuse(self, artifact: Artifact) -> None:
         metric = artifact.metrics.get(STAGES[artifact.stage].metric)
         number = "" if metric is None else f" ({STAGES[artifact.stage].metric} {100 * metric:.1f})"
         log.info("%s: reusing %s%s", artifact.stage, artifact.directory, number)
 
     def _run(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
-        stage, artifact = STAGES[name], self.artifact(name)
+        artifact = self.artifact(name)
         with artifact.locked():
             if artifact.complete and not force:  # another process finished it while this one waited
                 self._reuse(artifact)
                 return
             if force:
-                artifact.remove()
-            artifact.prepare()
-            log.info("%s: %s", name, artifact.directory)
-            started = time.perf_counter()
-            pl.seed_everything(self.config.seed, workers=True, verbose=False)
-            with self._tracker(artifact, trackers) as tracker:
-                upstream = {need: self.artifact(need) for need in self.needs(name)}
-                outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker), parts)
-                metrics = outcome.metrics | self._ceiling(name)
-                numbers = {key: value for key, value in metrics.items() if isinstance(value, (int, float))}
-                tracker.log_metrics(numbers)
-            artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
-            self.made.add(name)
-            table(f"{name}  {artifact.fingerprint}", outcome.summary)
+                artifact.set_aside()
+            try:
+                self._work(name, parts, trackers)
+            except BaseException:
+                artifact.restore()  # a forced run that fails costs nothing of what was there
+                raise
+            artifact.drop_old()
 
-    def _ceiling(self, stage: str) -> dict[str, float]:
-        """The fully supervised mIoU of the same segmenter, where it has been measured."""
-        if stage != "segmenter" or self.config.labels is Labels.ground_truth:
+    def _work(self, name: str, parts: Any, trackers: Iterable[TrackerFactory]) -> None:
+        stage, artifact = STAGES[name], self.artifact(name)
+        artifact.prepare()
+        log.info("%s: %s", name, artifact.directory)
+        started = time.perf_counter()
+        pl.seed_everything(self.config.seed, workers=True, verbose=False)
+        with self._tracker(artifact, trackers) as tracker:
+            upstream = {need: self.artifact(need) for need in self.needs(name)}
+            outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker), parts)
+            metrics = outcome.metrics | (self.ceiling() if name == "segmenter" else {})
+            artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
+            tracker.log_metrics({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+        self.made.add(name)
+        table(f"{name}  {artifact.fingerprint}", outcome.summary)
+
+    def ceiling(self) -> dict[str, float]:
+        """``ceiling``: the fully supervised mIoU of the same segmenter, where it has been measured; else nothing."""
+        if self.config.labels is Labels.ground_truth:
             return {}
         full = self.with_labels(Labels.ground_truth).artifact("segmenter")
         return {"ceiling": full.metrics["miou"]} if full.complete else {}

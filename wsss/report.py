@@ -228,6 +228,10 @@ def _uses_masks(stage: StageSummary) -> bool:
     return re.search(r"\b(train|val) masks", stage.supervision) is not None
 
 
+def _fully_supervised(stage: StageSummary) -> bool:
+    return stage.name == "segmenter" and "train masks" in stage.supervision
+
+
 def _ceiling(data: ReportData, metrics: MetricsByStage) -> float | None:
     """mIoU of the fully supervised segmenter, from the report's data or the segmenter's own metrics."""
     ceiling = _number(data.ceiling)
@@ -289,7 +293,7 @@ def _summary(data: ReportData, metrics: MetricsByStage) -> str:
     miou = _number(metrics["segmenter"].get("miou"))
     if miou is None:
         return ""
-    if any(_uses_masks(stage) for stage in data.stages if stage.name == "segmenter"):
+    if any(_fully_supervised(stage) for stage in data.stages):
         return f"Trained on true masks, the segmenter reaches {_percent(miou)} % mIoU on validation images."
     source = "Trained from image tags" + (" and the masks named below" if any(map(_uses_masks, data.stages)) else "")
     reach = f"{source}, the segmenter reaches {_percent(miou)} % mIoU on validation images"
@@ -300,7 +304,7 @@ def _summary(data: ReportData, metrics: MetricsByStage) -> str:
 def _card(stage: StageSummary, data: ReportData, metrics: MetricsByStage) -> dict[str, Any]:
     """One step of the funnel: a number, what it means, and what stands beside it."""
     step = STEPS[stage.name]
-    supervised = stage.name == "segmenter" and _uses_masks(stage)
+    supervised = _fully_supervised(stage)
     facts = {"classifier": _classifier_facts, "seeds": _seeds_facts, "labels": _labels_facts}
     make = facts.get(stage.name, _segmenter_facts)
     return {

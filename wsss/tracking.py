@@ -19,7 +19,7 @@ import os
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,29 +144,32 @@ class Trackers(_Finishes):
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Pass the configuration on."""
-        for tracker in self._trackers:
-            tracker.log_config(config)
+        self._tell(lambda tracker: tracker.log_config(config))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Pass the numbers on."""
-        for tracker in self._trackers:
-            tracker.log_metrics(metrics, step)
+        self._tell(lambda tracker: tracker.log_metrics(metrics, step))
 
     def log_curve(self, name: str, points: Points, x_label: str, y_label: str) -> None:
         """Pass the curve on."""
-        for tracker in self._trackers:
-            tracker.log_curve(name, points, x_label, y_label)
+        self._tell(lambda tracker: tracker.log_curve(name, points, x_label, y_label))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Pass the table on."""
         rows = list(rows)
-        for tracker in self._trackers:
-            tracker.log_table(name, columns, rows)
+        self._tell(lambda tracker: tracker.log_table(name, columns, rows))
 
     def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
         """Pass the images on."""
+        self._tell(lambda tracker: tracker.log_images(name, pictures))
+
+    def _tell(self, message: Callable[[Tracker], None]) -> None:
+        """Tell every tracker. One that cannot write is reported: it must not cost the user the work of the stage."""
         for tracker in self._trackers:
-            tracker.log_images(name, pictures)
+            try:
+                message(tracker)
+            except Exception as error:  # disks, networks and W&B itself fail in many ways
+                log.warning("%s could not record: %r", type(tracker).__name__, error)
 
     def finish(self, ok: bool) -> None:
         """Close them all, also if one of them fails to close; then the first error is raised."""

@@ -147,7 +147,8 @@ def test_a_set_without_masks(root: Path) -> None:
     (root / "SegmentationClass").rmdir()
     write_xml(root, "a", "cow")
     data = VocLayout(root, tags="xml")
-    assert not data.has_masks
+    assert not data.has_masks("train")
+    assert not data.has_masks("val")
     assert data.mask("a") is None
     assert data.sample("a", with_mask=True).class_ids == (3,)
 
@@ -274,12 +275,56 @@ def test_an_image_too_large_to_be_sound(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_mask(root: Path) -> None:
-    (root / "SegmentationClass" / "a.png").unlink()
+    (root / "SegmentationClass" / "b.png").unlink()  # the only one of val: val has no masks
     data = VocLayout(root)
-    for read in (data.mask, data.class_ids):
+    assert data.has_masks("train")
+    assert not data.has_masks("val")
+    assert data.mask("b") is None
+    for read in (data.truth, data.class_ids):
         with pytest.raises(DataError) as error:
-            read("a")
-        says(error, root / "SegmentationClass/a.png", "Add it, or take a out of the split")
+            read("b")
+        says(error, root / "SegmentationClass/b.png", "Add it, or take b out of the split")
+
+
+def test_a_split_with_some_of_its_masks(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", {"a": mask_of(1), "c": None, "b": mask_of(2)})
+    with pytest.raises(DataError) as error:
+        VocLayout(root)
+    says(error, root / "SegmentationClass/c.png", "1 of 2 have none", "Add them, or take the ids out of the split")
+
+
+def test_masks_of_val_alone(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", {"a": None, "b": mask_of(2)})
+    write_xml(root, "a", "cow")
+    write_xml(root, "b", "dog")
+    data = VocLayout(root, tags="xml")
+    assert (data.has_masks("train"), data.has_masks("val")) == (False, True)
+    assert data.mask("a") is None
+    assert data.truth("b")[0, 0] == 2
+
+
+def test_sixteen_bits_are_scaled(root: Path) -> None:
+    values = np.array([[0, 257, 65535]], np.uint16)
+    (root / "JPEGImages" / "a.png").unlink()
+    Image.fromarray(values).save(root / "JPEGImages" / "a.png")
+    assert VocLayout(root).image("a")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+
+
+def test_an_image_is_turned_upright(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees to the right
+    (root / "JPEGImages" / "a.png").unlink()
+    Image.new("RGB", (HEIGHT, WIDTH)).save(root / "JPEGImages" / "a.jpg", exif=exif)
+    data = VocLayout(root)
+    assert data.image("a").shape == (HEIGHT, WIDTH, 3)
+    assert data.truth("a").shape == (HEIGHT, WIDTH)
+
+
+def test_two_images_of_one_id(root: Path) -> None:
+    Image.new("RGB", (WIDTH, HEIGHT)).save(root / "JPEGImages" / "a.jpg")
+    with pytest.raises(DataError) as error:
+        VocLayout(root)
+    says(error, root / "JPEGImages/a.jpg", "share the id 'a'")
 
 
 def test_a_mask_that_does_not_decode(root: Path) -> None:

@@ -95,7 +95,7 @@ def test_bundled_weights_reach_the_encoder() -> None:
         ({"encoder": "tu-no_such"}, "DeepLabV3Plus cannot be built on tu-no_such"),
         ({"colour": "red"}, "DeepLabV3Plus cannot be built on resnet18: it has no option 'colour'"),
         ({"encoder": "tu-test_resnet", "colour": "red"}, "DeepLabV3Plus cannot be built on tu-test_resnet: .*colour"),
-        ({"weights": "bundled"}, "takes weights=imagenet or weights=null; for bundled use a timm encoder"),
+        ({"weights": "bundled"}, "no bundled weights for resnet18; they belong to tu-tf_efficientnet_lite0/1/2"),
         ({"encoder": "tu-test_resnet", "weights": "bundled"}, "no bundled weights for test_resnet"),
     ],
 )

@@ -21,7 +21,7 @@ def test_metrics(made: Pipeline):
     assert set(metrics) >= wanted
     assert list(metrics["iou"]) == ["background", *made.data.classes]
     assert metrics["threshold"] == settings.seed_threshold
-    curve = {value: score for value, score in metrics["curve"]}
+    curve = dict(metrics["curve"])
     assert len(curve) >= settings.curve_steps
     assert list(curve) == sorted(curve)
     assert curve[metrics["threshold"]] == pytest.approx(metrics["miou"])

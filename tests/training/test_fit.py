@@ -17,6 +17,7 @@ from wsss.models import Classifier
 from wsss.training.fit import fit
 from wsss.training.schedules import poly
 from wsss.training.shells import ClassifierShell, Recipe
+from wsss.types import Sample
 
 EPOCHS = 3
 RECIPE = Recipe(
@@ -49,8 +50,11 @@ class Noise:
     def image(self, id: str) -> np.ndarray:
         return np.random.default_rng(int(id)).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 
+    def sample(self, id: str) -> Sample:
+        return Sample(id, self.image(id), self.class_ids(id))
 
-class Killed(Exception):  # noqa: N818
+
+class Killed(Exception):
     """Stands for the end of the process."""
 
 

@@ -26,6 +26,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_count(wanted: int | None, *, most: int) -> int:
+    """The configured number of processes, or as many as the cores allow, but not more than ``most``."""
+    return wanted if wanted is not None else max(0, min(most, cores()))
+
+
 def stable_seed(*parts: int) -> int:
     """A 63-bit seed from whole numbers, the same on every machine."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
@@ -87,13 +92,13 @@ class TrainingViews(Dataset[Batch]):
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, index = key
-        id = self.ids[index]
-        mask = self.masks(id) if self.masks else None
+        sample = self.data.sample(self.ids[index])
+        mask = self.masks(sample.id) if self.masks else None
         try:
-            view, labels = self.augment(self.data.image(id), mask, seed=stable_seed(self.seed, epoch, index))
+            view, labels = self.augment(sample.image, mask, seed=stable_seed(self.seed, epoch, index))
         except DataError as error:
-            raise DataError(f"{self.data.image_path(id)}: {error}") from None
-        batch = {"image": view, "tags": tag_vector(self.data.class_ids(id), len(self.data.classes))}
+            raise DataError(f"{self.data.image_path(sample.id)}: {error}") from None
+        batch = {"image": view, "tags": tag_vector(sample.class_ids, len(self.data.classes))}
         return batch if labels is None else {**batch, "labels": labels.long()}
 
 
@@ -110,9 +115,9 @@ class WholeImages(Dataset[Batch]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Batch:
-        id = self.ids[index]
-        tags = tag_vector(self.data.class_ids(id), len(self.data.classes))
-        return {"index": torch.tensor(index), "image": to_tensor(self.data.image(id)), "tags": tags}
+        sample = self.data.sample(self.ids[index])
+        tags = tag_vector(sample.class_ids, len(self.data.classes))
+        return {"index": torch.tensor(index), "image": to_tensor(sample.image), "tags": tags}
 
 
 def tag_vector(class_ids: Sequence[int], num_classes: int) -> Tensor:
@@ -152,7 +157,7 @@ class DataModule(pl.LightningDataModule):
         self.data, self.augment, self.batch_size, self.seed, self.masks = data, augment, batch_size, seed, masks
         self.epoch = 0
         # On two cores a worker process takes from training what it saves in loading.
-        self.workers = workers if workers is not None else max(0, min(8, cores() - 2))
+        self.workers = worker_count(workers, most=min(8, cores() - 2))
 
     def state_dict(self) -> dict[str, int]:
         """The epochs done, for a checkpoint. Lightning tells a resumed sampler only when workers have read ahead."""

@@ -40,7 +40,7 @@ class Augment:
             raise ConfigError(f"augment.size={size} is too small: a crop has at least 16 pixels a side")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
             raise ConfigError(f"augment.scale={list(scale)} must be two factors, the smaller first, both above 0")
-        self.size = size
+        self.size, self.least_scale = size, min(1.0, scale[0])
         steps: list[v2.Transform] = [
             v2.ScaleJitter((size, size), scale_range=tuple(scale), antialias=True),
             v2.RandomHorizontalFlip(flip),
@@ -66,7 +66,9 @@ class Augment:
             DataError: the image is so narrow that nothing of its short side would be left.
         """
         height, width = image.shape[:2]
-        if max(height, width) > self.size * min(height, width):  # the short side would shrink to nothing
+        if max(height, width) > self.size * self.least_scale * min(
+            height, width
+        ):  # the short side would shrink to nothing
             raise DataError(
                 f"an image of {width}x{height} pixels is too narrow to learn from. Take it out of the split"
             )

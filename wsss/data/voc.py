@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from wsss.errors import ConfigError, DataError
 from wsss.types import BACKGROUND, IGNORE, Sample
@@ -23,18 +23,32 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def read_image(path: Path) -> np.ndarray:
-    """An image file as ``(H, W, 3)`` uint8 RGB.
+    """An image file as ``(H, W, 3)`` uint8 RGB, turned as its EXIF orientation says.
+
+    Grey images of 16 bits are brought to 8 bits by division, not cut off at 255.
 
     Raises:
         DataError: the file is missing or does not decode.
     """
     try:
         with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I") or upright.mode == "F":
+                return _deep_grey(np.asarray(upright), path)
+            return np.array(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             f"the image {path} does not decode ({error}). Replace the file, or take {path.stem} out of the split"
         ) from error
+
+
+def _deep_grey(values: np.ndarray, path: Path) -> np.ndarray:
+    """Grey values of more than 8 bits as RGB of 8 bits."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high < 65536):
+        raise DataError(f"the image {path} has grey values from {low} to {high}; save it with 8 or 16 bits")
+    grey = (values if high < 256 else values // 257).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -85,13 +99,17 @@ class VocLayout:
         self.tag_source = tags
         self.classes = self._read_classes()
         self._images = self._index_images()
-        self.has_masks = (self.root / "SegmentationClass").is_dir()
         self._ids = {split: self._read_split(split) for split in (train, val)}
+        self._masked = {split: self._find_masks(split) for split in (train, val)}
         self._tags: dict[str, tuple[int, ...]] = {}
 
     def ids(self, split: str) -> tuple[str, ...]:
         """The image ids of ``train`` or ``val`` in the order of the split file."""
         return self._ids[split]
+
+    def has_masks(self, split: str) -> bool:
+        """Whether the images of ``train`` or ``val`` have true masks: all of them, or none."""
+        return self._masked[split]
 
     def class_ids(self, id: str) -> tuple[int, ...]:
         """The image-level tags of one image: sorted class ids in 1..C, empty for an image of background alone."""
@@ -113,17 +131,15 @@ class VocLayout:
         return read_image(self._images[id])
 
     def mask(self, id: str) -> np.ndarray | None:
-        """The true mask as ``(H, W)`` uint8, or None where the set has no masks at all.
+        """The true mask as ``(H, W)`` uint8, or None where there is none.
 
         Raises:
-            DataError: the mask is missing, unreadable, of another size than its image, or has a value that is no class.
+            DataError: the mask is unreadable, of another size than its image, or has a value that is no class.
         """
-        if not self.has_masks:
-            return None
-        return self.truth(id)
+        return self.truth(id) if self._mask_path(id).is_file() else None
 
     def truth(self, id: str) -> np.ndarray:
-        """The true mask of an image of a set that has masks; see ``mask``."""
+        """The true mask of an image that must have one; see ``mask``."""
         mask, path = self._read_mask(id), self._mask_path(id)
         width, height = self._image_size(id)
         if mask.shape != (height, width):
@@ -147,7 +163,7 @@ class VocLayout:
         if len(set(classes)) != len(classes):
             twice = sorted({name for name in classes if classes.count(name) > 1})
             raise DataError(f"{path} names {', '.join(twice)} twice. Each class stands on one line")
-        if classes[0].lower() == "background":
+        if "background" in (name.lower() for name in classes):
             raise DataError(f"{path} lists background as a class. Remove that line: background is always label 0")
         if len(classes) >= IGNORE:
             raise DataError(f"{path} has {len(classes)} classes; masks of 8 bits hold at most {IGNORE - 1}")
@@ -186,6 +202,17 @@ class VocLayout:
             )
         return ids
 
+    def _find_masks(self, split: str) -> bool:
+        """Whether a split has masks; part of a split with masks is a mistake, not a choice."""
+        there = {path.stem for path in (self.root / "SegmentationClass").glob("*.png")}
+        missing = [id for id in self._ids[split] if id not in there]
+        if missing and len(missing) < len(self._ids[split]):
+            raise DataError(
+                f"no mask {self._mask_path(missing[0])} for image {missing[0]} of {split} "
+                f"({len(missing)} of {len(self._ids[split])} have none). Add them, or take the ids out of the split"
+            )
+        return not missing
+
     def _mask_path(self, id: str) -> Path:
         return self.root / "SegmentationClass" / f"{id}.png"
 
@@ -213,12 +240,12 @@ class VocLayout:
         path = self._images[id]
         try:
             with Image.open(path) as image:
-                return image.size
+                return ImageOps.exif_transpose(image).size
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"the image {path} does not decode ({error}). Replace the file") from error
 
     def _tags_from_mask(self, id: str) -> tuple[int, ...]:
-        if not self.has_masks:
+        if not (self.root / "SegmentationClass").is_dir():
             raise DataError(
                 f"tags are to come from masks, but {self.root} has no folder SegmentationClass. "
                 f"Add the masks, or take the tags from annotations with data.tags=xml"

@@ -70,12 +70,14 @@ class Segmenter(nn.Module):
 
     def _load_encoder(self, encoder: str, weights: str) -> None:
         if not encoder.startswith("tu-"):
-            if weights != pretrained.IMAGENET:
-                raise ConfigError(
-                    f"the encoder {encoder} takes weights=imagenet or weights=null; for {weights} use a timm encoder "
-                    f"(tu-NAME)"
-                )
-            state = pretrained.download(lambda: _smp_state(encoder), encoder)
+            if weights == pretrained.BUNDLE:
+                raise ConfigError(f"no bundled weights for {encoder}; they belong to tu-tf_efficientnet_lite0/1/2")
+            if weights == pretrained.IMAGENET:
+                state = pretrained.download(lambda: _smp_state(encoder), encoder)
+            else:
+                state = pretrained.file_state(weights)
+            # encoders have no classifier; a file of the whole network does
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
             pretrained.load(self.encoder, state, source=weights)
             return
         state = pretrained.timm_state(encoder.removeprefix("tu-"), weights)

@@ -94,7 +94,7 @@ def _named(name: str, error: Exception) -> Exception:
 
 
 def _start_worker() -> None:
-    """One thread per worker; an interrupt is the parent's to handle, and no worker outlives a parent that was killed."""
+    """One thread per worker; an interrupt is the parent's to handle, and no worker outlives a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for variable in _THREAD_VARIABLES:  # for libraries that are loaded later, with the function

@@ -27,7 +27,9 @@ class Parts:
 def build(config: DictConfig, data: VocLayout) -> Parts:
     """Build the network with its pretrained weights and the recipe."""
     network = build_node(config, "classifier", num_classes=len(data.classes))
-    return Parts(network, build_recipe(config, "classifier"))
+    recipe = build_recipe(config, "classifier")
+    network.parameters_up_to(recipe.frozen_stages)  # refuses a stage that the network does not have
+    return Parts(network, recipe)
 
 
 def run(context: Context, parts: Parts) -> Outcome:

@@ -23,7 +23,7 @@ class Context:
     """Everything a stage may touch.
 
     Attributes:
-        config: the resolved configuration.
+        config: the composed configuration; interpolations resolve as they are read.
         data: the data set.
         artifact: where the stage writes.
         upstream: finished artifacts of the stages it needs, by name.
@@ -89,7 +89,9 @@ def build_recipe(config: DictConfig, network: str) -> Recipe:
 
 def device_of(trainer: TrainerConfig) -> torch.device:
     """The device for work outside a Lightning loop: the GPU where there is one and the configuration allows it."""
-    return torch.device("cuda" if trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    if trainer.accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", 0 if isinstance(trainer.devices, (int, str)) else trainer.devices[0])
 
 
 def pictures(

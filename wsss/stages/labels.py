@@ -13,7 +13,7 @@ from wsss.artifacts import Artifact, write_json
 from wsss.build import build as build_node
 from wsss.console import Bar, progress
 from wsss.data import VocLayout
-from wsss.data.loading import cores
+from wsss.data.loading import worker_count
 from wsss.data.voc import read_image
 from wsss.metrics import ConfusionMatrix, image_miou, summarize_pseudo_labels
 from wsss.metrics.confusion import jsonable
@@ -39,7 +39,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     data, artifact = context.data, context.artifact
     ids = data.ids(data.train)
     left = [id for id in ids if not artifact.has_mask(id)]
-    workers = cores() if context.config.workers is None else context.config.workers
+    workers = worker_count(context.config.workers, most=16)  # each holds a torch of its own in memory
     refine = partial(refine_image, parts.refiner, context.upstream["seeds"], artifact)
     items = ((id, (id, data.image_path(id))) for id in left)
     bar: Bar[Any]
@@ -63,7 +63,7 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Measure the pseudo-labels on disk against the true masks of the training split."""
     data, artifact, names = context.data, context.artifact, label_names(context.data)
     ids = data.ids(data.train)
-    if not data.has_masks:
+    if not data.has_masks(data.train):
         return {"miou": None, "miou_ignored": None, "images": len(ids)}, [("mIoU", "no masks to measure on")]
     confusion, per_image = ConfusionMatrix(len(names)), {}
     for id in progress(ids, "labels: evaluation", unit="img"):

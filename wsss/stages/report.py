@@ -61,6 +61,7 @@ def write_reports(pipeline: Pipeline, *, headline: bool = False) -> None:
 
 def _print_headline(pipeline: Pipeline, path: Path) -> None:
     metrics = {name: pipeline.artifact(name).metrics for name in pipeline.order("segmenter")}
+    metrics["segmenter"] |= pipeline.ceiling()
     rows: list[tuple[str, Any]] = [
         (label, metrics[stage][key]) for stage, key, label in HEADLINE if key in metrics.get(stage, {})
     ]
@@ -72,7 +73,7 @@ def _write(pipeline: Pipeline) -> Path:
     path = Path(pipeline.config.paths.artifacts) / "report" / f"{pipeline.experiment}-{segmenter.fingerprint}.html"
     stages = [_summary(pipeline, name) for name in pipeline.order("segmenter")]
     full = pipeline.with_labels(Labels.ground_truth).artifact("segmenter")
-    ceiling = full.metrics if full.complete and full.fingerprint != segmenter.fingerprint else {}
+    ceiling = full.metrics if pipeline.ceiling() else {}
     manifest = segmenter.manifest
     write_report(
         ReportData(

@@ -20,10 +20,10 @@ from wsss.cams.functional import resize_maps
 from wsss.config import SeedsConfig
 from wsss.console import Bar, progress
 from wsss.data import VocLayout, WholeImages
-from wsss.data.loading import Batch
+from wsss.data.loading import Batch, cores, worker_count
 from wsss.data.transforms import to_tensor
-from wsss.errors import ConfigError
 from wsss.metrics import ThresholdCurve, summarize
+from wsss.metrics.confusion import jsonable
 from wsss.models import Classifier
 from wsss.refine.threshold import threshold
 from wsss.stages.context import Context, Outcome, device_of, image_tags, label_names, pictures
@@ -41,11 +41,6 @@ class Parts:
 
 def build(config: DictConfig, data: VocLayout) -> Parts:
     """Build the CAM method, and the classifier without weights: they come from the artifact."""
-    settings = config.seeds
-    if not settings.scales or min(settings.scales) <= 0:
-        raise ConfigError(f"seeds.scales={list(settings.scales)} must hold at least one factor, all above 0")
-    if settings.stride < 1:
-        raise ConfigError(f"seeds.stride={settings.stride} must be 1 or more")
     network = build_node(config, "classifier", num_classes=len(data.classes), weights=None)
     method = build_node(config, "cam")
     method.check(network)
@@ -61,11 +56,14 @@ def run(context: Context, parts: Parts) -> Outcome:
 
     left = [id for id in ids if not artifact.has_seeds(id)]
     if left:
-        loader = DataLoader(WholeImages(data, left), batch_size=None, num_workers=config.workers or 0)
+        loader = DataLoader(
+            WholeImages(data, left), batch_size=None, num_workers=worker_count(config.workers, most=max(0, cores() - 2))
+        )
         bar: Bar[Any]
         with progress(len(ids), "seeds", unit="img", completed=len(ids) - len(left)) as bar:
             shell = SeedShell(parts.network, parts.method, artifact, left, config.seeds, bar)
-            trainer = make_trainer(config.trainer, loggers=[], callbacks=[], inference_mode=False)
+            # always in full precision: gradients of small activations vanish in half precision, and maps with them
+            trainer = make_trainer(config.trainer, loggers=[], callbacks=[], inference_mode=False, precision="32-true")
             trainer.predict(shell, loader, return_predictions=False)
 
     metrics, summary = evaluate(context)
@@ -161,7 +159,7 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """
     config, data = context.config.evaluation, context.data
     names, ids = label_names(data), data.ids(data.train)
-    if not data.has_masks:
+    if not data.has_masks(data.train):
         return {"miou": None, "threshold": config.seed_threshold, "images": len(ids)}, [
             ("mIoU", "no masks to measure on")
         ]
@@ -176,8 +174,8 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
         **summarize(curve.confusion(config.seed_threshold), names),
         "threshold": config.seed_threshold,
         "threshold_best": best,
-        "miou_best": miou_best,
-        "curve": curve.curve(),
+        "miou_best": jsonable(miou_best),
+        "curve": [[at, jsonable(value)] for at, value in curve.curve()],
         "images": len(ids),
     }
     context.tracker.log_curve("threshold curve", metrics["curve"], "threshold", "mIoU")

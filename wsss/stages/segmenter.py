@@ -38,9 +38,10 @@ class Parts:
 def build(config: DictConfig, data: VocLayout) -> Parts:
     """Build the network with its pretrained encoder and the recipe."""
     recipe = build_recipe(config, "segmenter")
-    if not data.has_masks and (config.labels is Labels.ground_truth or recipe.keep == "best_val"):
-        wanted = "labels=ground_truth" if config.labels is Labels.ground_truth else "recipe.segmenter.keep=best_val"
-        raise ConfigError(f"{wanted} needs true masks, but {data.root} has no folder SegmentationClass")
+    if config.labels is Labels.ground_truth and not data.has_masks(data.train):
+        raise ConfigError(f"labels=ground_truth needs true masks of {data.train}, and {data.root} has none")
+    if recipe.keep == "best_val" and not data.has_masks(data.val):
+        raise ConfigError(f"recipe.segmenter.keep=best_val needs true masks of {data.val}, and {data.root} has none")
     return Parts(build_node(config, "segmenter", num_labels=len(data.classes) + 1), recipe)
 
 
@@ -53,7 +54,7 @@ def run(context: Context, parts: Parts) -> Outcome:
         parts.network,
         parts.recipe,
         seed=config.seed,
-        truth=(lambda index: data.truth(validation[index])) if data.has_masks else None,
+        truth=(lambda index: data.truth(validation[index])) if data.has_masks(data.val) else None,
         num_labels=len(data.classes) + 1,
     )
     module = DataModule(
@@ -93,7 +94,7 @@ def evaluate(context: Context, network: Segmenter) -> tuple[dict[str, Any], list
         if truth is not None:
             confusion.update(truth, labels)
             per_image[id] = jsonable(image_miou(truth, labels, len(names)))
-    if not data.has_masks:
+    if not data.has_masks(data.val):
         return {"miou": None, "iou": {}, "images": len(data.ids(data.val))}, [("mIoU", "no masks to measure on")]
     write_json(artifact.directory / "per_image.json", per_image)
     metrics = {**summarize(confusion.matrix, names), "images": len(per_image)}

@@ -71,7 +71,7 @@ def make_trainer(
         devices=config.devices,
         strategy=config.strategy,
         num_nodes=config.num_nodes,
-        precision=config.precision,  # type: ignore[arg-type]
+        precision=options.pop("precision", config.precision),
         deterministic=config.deterministic,
         logger=loggers or False,
         callbacks=callbacks,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from wsss.data.loading import Batch, stable_seed
 from wsss.data.transforms import Augment
-from wsss.metrics import ConfusionMatrix, average_precision, miou
+from wsss.metrics import ConfusionMatrix, average_precision, mean_average_precision, miou
 from wsss.models import Classifier, Segmenter
 from wsss.models.segmenter import predict_labels
 from wsss.types import IGNORE
@@ -132,17 +132,23 @@ class ClassifierShell(Shell):
     def on_validation_epoch_end(self) -> None:
         """Mean average precision over the classes that occur."""
         if not self.trainer.sanity_checking:
-            self.log("val/map", float(np.nanmean(self.average_precisions())))
+            scores, tags = self._predictions()
+            self.log("val/map", mean_average_precision(scores, tags))
         self._seen, self._scores = self._scores, []
 
     def average_precisions(self) -> np.ndarray:
         """Average precision of each class over the validation images seen last, ``(C,)``; NaN where none has it."""
+        return average_precision(*self._predictions())
+
+    def _predictions(self) -> tuple[np.ndarray, np.ndarray]:
         scores, tags = zip(*(self._scores or self._seen), strict=True)
-        return average_precision(np.concatenate(scores), np.concatenate(tags))
+        return np.concatenate(scores), np.concatenate(tags)
 
 
 class SegmenterShell(Shell):
     """Segmentation: cross entropy over the pixels that are not ignored; dataset mIoU on the validation split.
+
+    The mIoU along the way sees each image once, as it is; the final one of the stage uses the views of ``evaluation``.
 
     Args:
         network: the segmenter.
@@ -150,8 +156,6 @@ class SegmenterShell(Shell):
         seed: of the run.
         truth: position in the validation split -> true mask; None where the set has no masks.
         num_labels: C + 1.
-        scales: views of the test, relative to the image.
-        flip: whether each is also seen mirrored.
     """
 
     metric = "miou"
@@ -165,11 +169,9 @@ class SegmenterShell(Shell):
         seed: int,
         truth: Callable[[int], np.ndarray] | None,
         num_labels: int,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
     ) -> None:
         super().__init__(network, recipe, seed=seed)
-        self.truth, self.num_labels, self.scales, self.flip = truth, num_labels, scales, flip
+        self.truth, self.num_labels = truth, num_labels
         self._confusion = ConfusionMatrix(num_labels)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
@@ -182,7 +184,7 @@ class SegmenterShell(Shell):
         """Count one image into the confusion matrix."""
         if self.truth is None:
             return
-        labels = predict_labels(self.network, to_unit(batch["image"][0]), scales=self.scales, flip=self.flip)
+        labels = predict_labels(self.network, to_unit(batch["image"][0]))
         self._confusion.update(self.truth(int(batch["index"])), labels.cpu().numpy())
 
     def on_validation_epoch_end(self) -> None:
