@@ -240,6 +240,22 @@ def test_a_forced_run_that_fails_costs_nothing_of_what_was_there(
     assert {file: after[file] for file in after if not file.endswith(".lock")} == before
 
 
+def test_a_forced_run_that_was_killed_is_finished_by_the_next(
+    finished: Pipeline, tiny_pipeline: MakePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = tiny_pipeline("force=true")
+    tiny.adopt(pipeline, finished, *tiny.STAGES)
+    with monkeypatch.context() as patch:
+        killed_at(patch, Artifact, "write_mask", 3)
+        patch.setattr(Artifact, "restore", lambda artifact: None)  # a killed process cleans up nothing
+        with pytest.raises(Killed):
+            pipeline.make("labels")
+    assert complete(pipeline) == ALL - {"labels"}
+    artifact = tiny_pipeline().make("labels")
+    assert tiny.results(artifact) == tiny.results(finished.artifact("labels"))
+    assert {path.name for path in (tmp_path / "artifacts" / "labels").glob("*/")} == {artifact.fingerprint}
+
+
 def test_every_object_is_built_before_any_work(tiny_pipeline: MakePipeline):
     pipeline = tiny_pipeline("upstream=build", "refiner.labelling.background=2")
     with pytest.raises(ConfigError, match="background"):
@@ -406,8 +422,9 @@ def test_a_second_run_waits_for_the_first_and_reuses_its_result(
     with artifact.locked():
         thread = threading.Thread(target=second.make, args=("classifier",))
         thread.start()
-        while "waiting: process" not in caplog.text:
-            assert thread.is_alive()
+        while "waiting: process" not in caplog.text and thread.is_alive():
+            thread.join(timeout=0.05)
+        assert thread.is_alive()
         tiny.adopt(second, finished, "classifier")
         before = tiny.files(artifact.directory)
     thread.join(timeout=30)
@@ -444,6 +461,12 @@ def truncated(root: Path, id: str) -> Path:
     return rewrite(path, path.read_bytes()[:700])
 
 
+def untagged(root: Path) -> Path:
+    for path in (root / "SegmentationClass").glob("train_*.png"):
+        Image.fromarray(np.zeros_like(np.array(Image.open(path)))).save(path)
+    return root
+
+
 BAD: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
     "id without an image": (
         lambda root: rewrite(root / "ImageSets" / "Segmentation" / "train.txt", f"{tiny.TRAIN[0]}\nghost\n"),
@@ -475,6 +498,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], list[str], str]] = {
         [],
         "no mask",
     ),
+    "no tag anywhere": (untagged, [], "nothing to learn"),
     "mask of noise": (
         lambda root: rewrite(root / "SegmentationClass" / f"{tiny.VAL[2]}.png", b"no mask"),
         [],

@@ -48,6 +48,8 @@ def run_all() -> None:
 
 
 def _run(task: Callable[[Pipeline], float | None]) -> None:
+    if not CONF.is_dir():
+        raise SystemExit(f"no configuration at {CONF}: run from a checkout, installed with pip install --editable .")
     register()
     composed = False
 

@@ -32,5 +32,9 @@ class CorruptArtifact(UserError):
     """A file in the artifact store cannot be read or is not what its name says."""
 
 
+class Diverged(UserError):
+    """A training whose loss is no longer a number."""
+
+
 class LockTimeout(UserError):
     """Another process works on the same artifact and did not finish in the time allowed."""

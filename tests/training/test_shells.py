@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from wsss.errors import Diverged
 from wsss.metrics import miou
 from wsss.models import Classifier
 from wsss.training.schedules import poly
@@ -293,3 +294,8 @@ def test_every_step_draws_its_own_numbers_whatever_was_drawn_before() -> None:
     torch.rand(7)
     assert draw(0, 0, 0, 0) == first
     assert len({first, draw(1, 0, 0, 0), draw(0, 1, 0, 0), draw(0, 0, 1, 0), draw(0, 0, 0, 1)}) == 5
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    with pytest.raises(Diverged, match="Lower the learning rate"):
+        Shell.checked(SimpleNamespace(current_epoch=2), torch.tensor(float("nan")), {})

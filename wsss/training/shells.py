@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from wsss.data.loading import Batch, stable_seed
 from wsss.data.transforms import Augment
+from wsss.errors import Diverged
 from wsss.metrics import ConfusionMatrix, average_precision, mean_average_precision, miou
 from wsss.models import Classifier, Segmenter
 from wsss.models.segmenter import predict_labels
@@ -77,6 +78,20 @@ class Shell(pl.LightningModule):
         scheduler = LambdaLR(optimizer, partial(_factor, schedule=self.recipe.schedule, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def checked(self, loss: Tensor, batch: Batch) -> Tensor:
+        """Log the loss of a batch and return it.
+
+        Raises:
+            Diverged: it is not finite. No checkpoint has been written since it was.
+        """
+        if not loss.isfinite():
+            raise Diverged(
+                f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}. Lower the learning rate "
+                f"(recipe.classifier.optimizer.lr or recipe.segmenter.optimizer.lr)"
+            )
+        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        return loss
+
     def on_train_epoch_start(self) -> None:
         """Put frozen batch norm into evaluation mode."""
         self._freeze_batch_norm()
@@ -121,8 +136,7 @@ class ClassifierShell(Shell):
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """One step; the loss is ``multilabel_soft_margin_loss``."""
         loss = F.multilabel_soft_margin_loss(self.network(to_unit(batch["image"])), batch["tags"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["tags"]))
-        return loss
+        return self.checked(loss, batch)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Collect probabilities and tags of one image."""
@@ -177,8 +191,7 @@ class SegmenterShell(Shell):
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """One step."""
         loss = masked_cross_entropy(self.network(to_unit(batch["image"])), batch["labels"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
-        return loss
+        return self.checked(loss, batch)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Count one image into the confusion matrix."""
