@@ -29,7 +29,8 @@ class Augment:
         size: side of the square crop, in pixels.
         scale: smallest and largest long side, as multiples of ``size``.
         flip: probability of a horizontal flip.
-        jitter: strength of brightness, contrast and saturation changes (0: none); the hue moves by a fifth of it.
+        jitter: strength of brightness, contrast and saturation changes (0: none). The hue stays: turning it costs
+            more than all the rest.
         fill: grey value of padding; 127 is zero after a normalisation around one half.
     """
 
@@ -46,7 +47,7 @@ class Augment:
             v2.RandomHorizontalFlip(flip),
         ]
         if jitter:
-            steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 5))
+            steps.append(v2.ColorJitter(jitter, jitter, jitter))
         steps.append(v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: fill, tv_tensors.Mask: IGNORE}))
         self._steps = v2.Compose(steps)
 
