@@ -68,7 +68,7 @@ def make_trainer(
 ) -> pl.Trainer:
     """A Lightning trainer that writes nothing by itself and says nothing by itself."""
     # deterministic mode would fill every new tensor with NaN, to show reads of memory never written: a tenth of a step
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return pl.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
