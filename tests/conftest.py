@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,3 +88,9 @@ def made(request: pytest.FixtureRequest) -> Pipeline:
     if request.param == "tiny networks":
         return request.getfixturevalue("finished")
     return request.getfixturevalue("scripts").pipeline
+
+
+@pytest.fixture(autouse=True)
+def _no_log_handlers() -> None:
+    """Every test starts without the program's log handlers: those of a command line run before would still print."""
+    logging.getLogger("wsss").handlers.clear()
