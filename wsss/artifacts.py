@@ -72,12 +72,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, readable by people, atomically. Refuses NaN: JSON has none."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda partial: _write_text(partial, text))
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+
+    def write(partial: Path) -> None:
+        partial.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
 
 
 def read_json(path: Path) -> Any:
@@ -350,4 +354,4 @@ def _redo(directory: Path) -> str:
     return f"Delete {directory} and run its stage again (or run the stage with force=true)"
 
 
-__all__ = ["Artifact", "Seeds", "fingerprint", "read_json", "write_atomically", "write_json"]
+__all__ = ["Artifact", "Seeds", "fingerprint", "read_json", "write_atomically", "write_json", "write_text"]

@@ -20,6 +20,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from wsss import viz
+from wsss.artifacts import write_text
 from wsss.palette import voc_palette
 from wsss.types import BACKGROUND, IGNORE
 
@@ -127,13 +128,7 @@ class ReportData:
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     """Render a page and put it at ``path``, whole or not at all. Missing folders are made."""
     final = Path(path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    partial = final.with_name(f".{final.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_text(render_report(data), encoding="utf-8")
-        partial.replace(final)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(final, render_report(data))
     return final
 
 

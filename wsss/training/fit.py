@@ -27,13 +27,7 @@ class EpochCheckpoint(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
-        if trainer.world_size == 1:
-            write_atomically(self.path, lambda partial: trainer.save_checkpoint(partial))
-        else:  # every rank takes part in saving, so every rank needs the same temporary name
-            partial = self.path.with_name(f"{self.path.name}.partial")
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                partial.replace(self.path)
+        write_atomically(self.path, trainer.save_checkpoint)
 
 
 class KeepBest(pl.Callback):
