@@ -110,7 +110,15 @@ class TinyClassifier(Classifier):
     """Five small stages with batch norm (buffers to restore) and dropout (random numbers to repeat)."""
 
     def __init__(
-        self, *, num_classes: int, encoder: str = "", weights: str | None = None, output_stride: int = 32
+        self,
+        *,
+        num_classes: int,
+        encoder: str = "",
+        weights: str | None = None,
+        output_stride: int = 32,
+        pooling: str = "gap",
+        tap_threshold: float = 0.05,
+        fused_stages: Sequence[int] = (),
     ) -> None:
         widths = (3, 8, 8, 12, 12, 16)
         blocks = [_block(a, b, 1 + (i in (0, 1, 2))) for i, (a, b) in enumerate(pairwise(widths))]
@@ -121,6 +129,9 @@ class TinyClassifier(Classifier):
             stages={stage: str(stage - 1) for stage in range(1, 6)},
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
+            pooling=pooling,
+            tap_threshold=tap_threshold,
+            fused_stages=fused_stages,
         )
 
     def features(self, images: Tensor) -> Tensor:

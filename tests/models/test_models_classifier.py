@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from wsss.errors import ConfigError
-from wsss.models import Classifier, ResNet50Classifier, TimmClassifier, Vgg16Classifier
+from wsss.models import Classifier, ResNetClassifier, TimmClassifier, Vgg16Classifier
 
 SIDE = 64
 
@@ -22,7 +22,12 @@ def resnet18() -> Classifier:
 
 @pytest.fixture(scope="module")
 def resnet50() -> Classifier:
-    return ResNet50Classifier(num_classes=3).eval()
+    return ResNetClassifier(depth=50, num_classes=3).eval()
+
+
+@pytest.fixture(scope="module")
+def resnet101() -> Classifier:
+    return ResNetClassifier(depth=101, num_classes=3).eval()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,7 @@ def test_logits_are_the_head_of_the_mean(resnet18: Classifier) -> None:
         ("lite0", (32, 16, 8, 4, 2), (96, 144, 240, 672, 1280)),
         ("resnet18", (32, 16, 8, 4, 2), (64, 64, 128, 256, 512)),
         ("resnet50", (32, 16, 8, 4, 4), (64, 256, 512, 1024, 2048)),
+        ("resnet101", (32, 16, 8, 4, 4), (64, 256, 512, 1024, 2048)),
         ("vgg16", (64, 32, 16, 8, 4), (64, 128, 256, 512, 512)),
     ],
 )
@@ -108,6 +114,17 @@ def test_the_names_of_stages(vgg16: Classifier, resnet50: Classifier, lite0: Cla
     # the expansion inside the block that reduces next, not a linear projection
     assert lite0.stages[3] == "encoder.model.blocks.3.0.bn1"
     assert lite0.stages[5] == "encoder.model.bn2"
+
+
+def test_the_depths_of_resnet(resnet50: Classifier, resnet101: Classifier) -> None:
+    assert [len(network.encoder.layer3) for network in (resnet50, resnet101)] == [6, 23]
+    assert resnet101.stages == resnet50.stages
+
+
+def test_a_stage_may_be_the_whole_encoder() -> None:
+    network = plain(nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()), 2, s5="")
+    assert network.layer(5) == "encoder"
+    assert len(network.parameters_up_to(5)) == 2
 
 
 def test_stride_16_by_dilation() -> None:
@@ -195,6 +212,11 @@ def test_encoders_that_cannot_be(encoder: str, output_stride: int, fault: str) -
         TimmClassifier(encoder=encoder, num_classes=2, output_stride=output_stride)
 
 
+def test_a_depth_that_resnet_has_not() -> None:
+    with pytest.raises(ConfigError, match=r"classifier\.depth=34 is none of \[50, 101\]"):
+        ResNetClassifier(depth=34, num_classes=2)
+
+
 def test_torchvision_has_no_bundle() -> None:
     with pytest.raises(ConfigError, match=r"no bundled weights for torchvision networks.*weights=imagenet"):
-        ResNet50Classifier(num_classes=2, weights="bundled")
+        ResNetClassifier(depth=50, num_classes=2, weights="bundled")

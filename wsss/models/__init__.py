@@ -1,6 +1,7 @@
 """Classifier and segmentation networks: plain modules that know nothing of Lightning or Hydra."""
 
-from wsss.models.classifier import Classifier, ResNet50Classifier, TimmClassifier, Vgg16Classifier
+from wsss.models.classifier import Classifier, ResNetClassifier, TimmClassifier, Vgg16Classifier
+from wsss.models.folding import fold_batch_norm
 from wsss.models.segmenter import Segmenter
 
-__all__ = ["Classifier", "ResNet50Classifier", "Segmenter", "TimmClassifier", "Vgg16Classifier"]
+__all__ = ["Classifier", "ResNetClassifier", "Segmenter", "TimmClassifier", "Vgg16Classifier", "fold_batch_norm"]
