@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -26,6 +27,9 @@ console = Console()
 
 _LOSS_INTERVAL = 0.5
 """Seconds between two readings of the training loss: reading it makes the accelerator wait."""
+
+_UNBOUNDED = 10_000
+"""More columns than any table has."""
 
 
 def is_main_process() -> bool:
@@ -279,7 +283,9 @@ def _format_loss(outputs: Any) -> str:
 # --- the summary table ------------------------------------------------------------------------------------------------
 
 
-def table(title: str, rows: Iterable[Sequence[Cell]], *, columns: Sequence[str] | None = None) -> None:
+def table(
+    title: str, rows: Iterable[Sequence[Cell]], *, columns: Sequence[str] | None = None, wide: bool = False
+) -> None:
     """Print one table: the summary at the end of a stage.
 
     Args:
@@ -287,6 +293,7 @@ def table(title: str, rows: Iterable[Sequence[Cell]], *, columns: Sequence[str] 
         rows: cells from left to right, mostly (name, value). A float is a fraction and is shown as a percentage with
             one decimal (0.412 as "41.2"); None and NaN as "-"; text and whole numbers as they are.
         columns: the heads, where there are more columns than a name and a value.
+        wide: outside a terminal, the table takes the width that its cells need, and nothing is folded.
     """
     cells = [[format_cell(cell) for cell in row] for row in rows]
     width = max((len(row) for row in cells), default=0)
@@ -298,7 +305,11 @@ def table(title: str, rows: Iterable[Sequence[Cell]], *, columns: Sequence[str] 
         grid.add_row(*row)
     if is_main_process():
         console.print(Text(title, style="bold"), soft_wrap=True)  # not the grid's own title, which wraps to its width
-        console.print(grid, markup=False)
+        if wide and not console.is_terminal:
+            needed = Measurement.get(console, console.options.update(max_width=_UNBOUNDED), grid).maximum
+            Console(file=console.file, width=needed).print(grid, markup=False)
+        else:
+            console.print(grid, markup=False)
 
 
 def format_cell(cell: Cell) -> str:

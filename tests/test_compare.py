@@ -1,0 +1,464 @@
+"""A sweep compared: the jobs are Hydra's own, the numbers those of their artifacts, and what is missing is told."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+
+import wsss.compare
+from wsss.artifacts import Artifact, read_json
+from wsss.build import build
+from wsss.charts import MOST_CURVES
+from wsss.cli import CONF
+from wsss.compare import compare, main, most_finished, open_pipelines, short_names, to_csv
+from wsss.errors import ConfigError, MissingArtifact
+from wsss.models import TimmClassifier
+from wsss.sweep import Job, Sweep, expand
+
+SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+GAMMAS = ("cam.fusion=max,mean", "cam.gamma=1,2")
+Fake = Callable[..., list[Artifact]]
+
+
+def numbers(job: Job) -> dict[str, Any]:
+    """Metrics that a reader can foretell: mean beats max by 10, gamma 2 is the best, a seed adds its own percent."""
+    cam, seed = job.config.cam, job.config.seed
+    miou = 0.4 + 0.1 * (cam.get("fusion") == "mean") - 0.05 * abs(cam.get("gamma", 2) - 2) + 0.01 * seed
+    return {
+        "miou": miou,
+        "miou_best": miou + 0.02,
+        "threshold": 0.3,
+        "threshold_best": 0.45,
+        "precision": 0.6,
+        "recall": 0.7,
+        "fp": 0.7 - miou,
+        "fn": 0.3,
+        "iou": {"square": 0.5, "disc": None},
+        "best": {"precision": 0.65},
+        "images": 8,
+        "curve": [[0.1, miou - 0.1], [0.3, miou], [0.5, miou + 0.02], [0.9, None]],
+    }
+
+
+@pytest.fixture
+def overrides(tiny_set: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """The command line of a tiny sweep."""
+    return lambda *more: [*tiny.command(tiny_set, tmp_path), *more]
+
+
+@pytest.fixture(autouse=True)
+def _composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Composition takes a tenth of a second a job, and most tests need the jobs of a sweep twice."""
+    composed = cache(lambda overrides: expand(overrides))
+    monkeypatch.setattr("wsss.compare.expand", lambda overrides: composed(tuple(overrides)))
+
+
+@pytest.fixture
+def fake(overrides: Callable[..., list[str]]) -> Fake:
+    """Publish made-up results of the jobs of a sweep; ``only`` says for which."""
+
+    def publish(*more: str, stage: str = "seeds", only: Callable[[Job], bool] = lambda job: True) -> list[Artifact]:
+        sweep = wsss.compare.expand(overrides(*more))
+        made = []
+        for job, pipeline in zip(sweep.jobs, open_pipelines(sweep), strict=True):
+            artifact = pipeline.artifact(stage)
+            if only(job) and not artifact.complete:
+                artifact.prepare()
+                artifact.publish({"wall_seconds": 1.5}, numbers(job))
+            made.append(artifact)
+        return made
+
+    return publish
+
+
+def lines(text: str) -> list[list[str]]:
+    """The cells of a printed table, head first."""
+    return [
+        [cell.strip() for cell in line.strip("│┃").split("│" if "│" in line else "┃")]
+        for line in text.splitlines()
+        if line[:1] in "│┃"
+    ]
+
+
+def settings(sweep: Sweep, *keys: str) -> list[tuple[str, ...]]:
+    return [tuple(job.settings[key].text for key in keys) for job in sweep.jobs]
+
+
+# --- the grid ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_line_without_a_sweep_is_one_job():
+    (job,) = expand(["+experiment=demo", "cam=cam"]).jobs
+    assert job.config == tiny.composed("+experiment=demo", "cam=cam")
+    assert (job.experiment, job.overrides) == ("demo", ("+experiment=demo", "cam=cam"))
+
+
+def test_lists_choices_and_ranges_are_read_as_hydra_reads_them():
+    sweep = expand(["cam=cam,layercam", "seeds.scales=choice([1.0],[1.0,0.5])", "seed=range(0,2)", "data.name='a,b'"])
+    assert settings(sweep, "cam", "seeds.scales", "seed") == [
+        (cam, scales, seed) for cam in ("cam", "layercam") for scales in ("[1.0]", "[1.0,0.5]") for seed in ("0", "1")
+    ]
+    assert {job.config.data.name for job in sweep.jobs} == {"a,b"}
+    assert [list(job.config.seeds.scales) for job in sweep.jobs[1:3]] == [[1.0], [1.0, 0.5]]
+    assert sweep.jobs[0].config.cam._target_ == "wsss.cams.Cam"
+
+
+@pytest.fixture
+def own_sweep(tmp_path: Path) -> str:
+    """The override that makes ``+sweep=mine`` known: cam is layercam, gamma is 1 or 2."""
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    params = {"cam": "layercam", "seeds.scales": "[1.0]", "cam.gamma": "1,2"}
+    node = {"hydra": {"mode": "MULTIRUN", "sweeper": {"params": params}}}
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(node)}")
+    return f"hydra.searchpath=[file://{tmp_path}/conf]"
+
+
+@pytest.mark.parametrize(
+    "order", [("+sweep=mine", "+experiment=voc_layercam"), ("+experiment=voc_layercam", "+sweep=mine")]
+)
+def test_a_sweep_file_wins_over_the_experiment_in_either_order_and_the_command_line_over_both(
+    own_sweep: str, order: tuple[str, str]
+):
+    sweep = expand([own_sweep, *order])
+    assert (sweep.name, sweep.experiment, sweep.multirun) == ("mine", "voc_layercam", True)
+    assert settings(sweep, "cam", "cam.gamma") == [("layercam", "1"), ("layercam", "2")]
+    assert [(job.config.cam.fusion, job.config.cam.gamma) for job in sweep.jobs] == [("mean", 1), ("mean", 2)]
+    assert [job.overrides[0] for job in sweep.jobs] == [own_sweep] * 2
+    sweep = expand([own_sweep, *order, "cam=layercam_paper", "cam.gamma=3", "seeds.scales=[0.5]"])
+    assert [(job.config.cam.fusion, job.config.cam.gamma) for job in sweep.jobs] == [("max", 3)]
+    assert [list(job.config.seeds.scales) for job in sweep.jobs] == [[0.5]]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        ("cam=cam,layercm", ["cam/layercm", "layercam"]),
+        ("cam.gama=1,2", ["cam.gama"]),
+        ("seed=1,one", ["seed", "one"]),
+        ("+sweep=nothing", ["sweep/nothing"]),
+        ("seed=interval(0,1)", ["INTERVAL"]),
+        ("seed=[1", ["seed=[1"]),
+    ],
+)
+def test_jobs_that_do_not_compose_are_told_with_code_2(
+    mistake: str, told: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main([mistake]) == 2
+    output = capsys.readouterr().out
+    assert "ConfigError" in output
+    assert all(part in output for part in told), output
+
+
+# --- the files in conf/sweep ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network() -> TimmClassifier:
+    return build(tiny.composed("classifier=efficientnet_lite0"), "classifier", num_classes=2, weights=None)
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_job_of_a_sweep_file_composes_and_its_cam_can_be_built(name: str, network: TimmClassifier):
+    sweep = expand(["+experiment=demo", f"+sweep={name}"])
+    assert (sweep.name, sweep.multirun) == (name, True)
+    assert len({OmegaConf.to_yaml(job.config) for job in sweep.jobs}) == len(sweep.jobs) > 4
+    for job in sweep.jobs:
+        build(job.config, "cam").check(network)
+    if name != "seeds_methods":
+        assert {tuple(job.config.seeds.scales) for job in sweep.jobs} == {(1.0,)}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_sweep_file_holds_parameters_alone_and_names_its_commands(name: str):
+    """What it would set at its root loses to an experiment that is named after it."""
+    text = (CONF / "sweep" / f"{name}.yaml").read_text()
+    node = yaml.safe_load(text)
+    assert set(node) == {"hydra"}
+    assert set(node["hydra"]) == {"mode", "sweeper"}
+    assert f"python generate_seeds.py +sweep={name} " in text
+    assert f"python -m wsss.compare   +sweep={name} " in text
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_the_jobs_with_their_numbers(
+    fake: Fake, overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    made = fake(*GAMMAS)
+    assert main(overrides(*GAMMAS)) == 0
+    output = capsys.readouterr().out
+    head, *rows = lines(output)
+    assert head == ["", "fusion", "gamma", "miou", "miou_best", "precision", "recall", "fp", "fn"]
+    assert [row[:5] for row in rows] == [
+        ["", "max", "1", "35.0", "37.0"],
+        ["", "max", "2", "40.0", "42.0"],
+        ["", "mean", "1", "45.0", "47.0"],
+        ["*", "mean", "2", "50.0", "52.0"],
+    ]
+    for said in ("4 of 4 jobs", "threshold 0.30 in every row", "threshold_best 0.45", "* best miou.", "true masks"):
+        assert said in output
+
+    out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "plot.png", "table.csv", "table.md"]
+    found = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
+    assert [row["fingerprint"] for row in found] == [artifact.fingerprint for artifact in made]
+    assert [float(row["miou_best"]) for row in found] == [artifact.metrics["miou_best"] for artifact in made]
+    assert (found[2]["cam.fusion"], found[2]["cam.gamma"], found[2]["stage"]) == ("mean", "1", "seeds")
+    page = (out / "table.md").read_text()
+    assert r"| \* | mean | 2 | 50.0 | 52.0 |" in page
+    assert f"    {shlex.join(['python', '-m', 'wsss.compare', *overrides(*GAMMAS)])}\n" in page
+    for name in ("plot.png", "curves.png"):
+        with Image.open(out / name) as image:
+            assert min(image.size) > 300
+            assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20
+
+
+def test_metrics_order_and_place_can_be_chosen(
+    fake: Fake, overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    fake(*GAMMAS)
+    options = ["--sort", "fp", "--out", str(tmp_path / "here"), "--metrics", "best.precision", "iou.disc", "images"]
+    assert main([*options, *overrides(*GAMMAS)]) == 0  # the overrides stand right behind the metrics
+    head, *rows = lines(capsys.readouterr().out)
+    assert head == ["", "fusion", "gamma", "best.precision", "iou.disc", "images", "fp"]
+    assert rows[0] == ["*", "mean", "2", "65.0", "-", "8", "20.0"]
+    assert [row[-1] for row in rows] == ["20.0", "25.0", "30.0", "35.0"]
+    assert (tmp_path / "here" / "plot.png").stat().st_size > 0
+
+
+def test_the_same_arguments_as_the_sweep_had(fake: Fake, overrides, own_sweep: str, tmp_path: Path):
+    arguments = overrides("+sweep=mine", "+experiment=demo", "data=voc_layout", own_sweep, "upstream=build")
+    fake("+sweep=mine", "+experiment=demo", "data=voc_layout", own_sweep)
+    assert main(["-m", *arguments]) == 0
+    page = (tmp_path / "artifacts" / "compare" / "mine-demo" / "seeds" / "table.md").read_text()
+    assert page.startswith("# seeds: mine on demo\n")
+    assert "|  | gamma | miou |" in page
+
+
+def test_a_job_alone(fake: Fake, overrides, capsys: pytest.CaptureFixture[str]):
+    fake("cam.gamma=2")
+    assert main(overrides("cam.gamma=2")) == 0
+    head, row = lines(capsys.readouterr().out)
+    assert head[:4] == ["", "job", "miou", "threshold"]
+    assert row[:4] == ["", "own", "50.0", "0.30"]
+
+
+def test_jobs_that_differ_in_their_seed_alone_share_a_row(fake: Fake, overrides, tmp_path: Path, capsys):
+    sweep = ("cam.fusion=max,mean", "seed=0,1,5")
+    fake(*sweep, only=lambda job: job.config.cam.fusion == "mean" or job.config.seed < 2)
+    assert main(overrides(*sweep)) == 0
+    head, *rows = lines(capsys.readouterr().out)
+    assert (head[1:3], head[-1]) == (["fusion", "miou"], "n")
+    assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
+        ("", "max", "40.5 (40.0-41.0)", "2"),
+        ("*", "mean", "52.0 (50.0-55.0)", "3"),
+    ]
+    found = list(csv.DictReader((tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.csv").open()))
+    assert [(row["cam.fusion"], row["seed"]) for row in found] == [
+        ("max", "0"), ("max", "1"), ("mean", "0"), ("mean", "1"), ("mean", "5"),
+    ]  # fmt: skip
+
+
+def test_seeds_alone_share_one_row_and_a_single_seed_is_a_column(fake: Fake, overrides):
+    fake("seed=0,1")
+    comparison, _ = compare(overrides("seed=0,1"))
+    assert (comparison.keys, [len(row.runs) for row in comparison.rows]) == ((), [2])
+    comparison, _ = compare(overrides("seed=1,2,3"))
+    assert (comparison.keys, [row.label() for row in comparison.rows]) == (("seed",), ["1"])
+
+
+def test_a_key_that_the_stage_does_not_read_makes_no_rows(fake: Fake, overrides):
+    fake("cam=cam,layercam", "refiner=none,superpixel")
+    comparison, _ = compare(overrides("cam=cam,layercam", "refiner=none,superpixel"))
+    assert comparison.keys == ("cam",)
+    assert [row.label() for row in comparison.rows] == ["cam", "layercam"]
+
+
+def test_the_stage_is_the_one_with_the_most_results(fake: Fake, overrides):
+    def chosen(*sweep: str) -> str | None:
+        return most_finished(open_pipelines(expand(overrides(*sweep))))
+
+    assert chosen(*GAMMAS) is None
+    fake(stage="classifier")
+    assert chosen(*GAMMAS) == "classifier"
+    fake(*GAMMAS, only=lambda job: job.config.cam.gamma == 1)
+    fake("cam.fusion=max", "cam.gamma=1", stage="labels")
+    assert chosen(*GAMMAS) == "seeds"
+    assert chosen("cam.fusion=max", "cam.gamma=1") == "labels"
+
+
+def test_the_data_set_is_read_once(overrides, own_set: Path):
+    pipelines = open_pipelines(expand(overrides(*GAMMAS)))
+    assert len({id(pipeline.data) for pipeline in pipelines}) == 1
+    pipelines = open_pipelines(expand(overrides("cam.gamma=1,2", f"data.root={pipelines[0].data.root},{own_set}")))
+    assert [id(pipeline.data) for pipeline in pipelines].count(id(pipelines[0].data)) == 2
+
+
+def test_short_names_are_not_those_of_metrics():
+    assert short_names(["recipe/classifier", "cam.threshold"], taken=["threshold"]) == {
+        "recipe/classifier": "classifier",
+        "cam.threshold": "cam.threshold",
+    }
+
+
+# --- plots ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        ("cam=cam,layercam", "seeds.flip=true,false"),
+        ("cam.gamma=1,2,4",),
+        ("cam.gamma=1,2", "seed=0,1"),
+        ("cam.gamma=1,2", "seeds.stride=2,4", "cam.fusion=max,mean,product"),
+        ("cam.gamma=0.01,1,100", "seed=0,1"),
+    ],
+    ids=" ".join,
+)
+def test_every_kind_of_sweep_is_drawn(sweep: tuple[str, ...], fake: Fake, overrides, tmp_path: Path):
+    fake(*sweep)
+    assert main(["--out", str(tmp_path / "out"), *overrides(*sweep)]) == 0
+    assert all((tmp_path / "out" / name).stat().st_size > 5000 for name in ("plot.png", "curves.png"))
+
+
+def test_the_axis_can_be_chosen_among_the_swept_numbers(fake: Fake, overrides, tmp_path: Path, capsys):
+    sweep = ("cam.gamma=1,2", "seeds.stride=2,4", "cam.fusion=max,mean")
+    fake(*sweep)
+    assert main(["--x", "gamma", *overrides(*sweep)]) == 0
+    assert main(["--x", "seeds.stride", *overrides(*sweep)]) == 0
+    capsys.readouterr()
+    assert main(["--x", "fusion", "--out", str(tmp_path / "out"), *overrides(*sweep)]) == 2
+    assert "There are: cam.gamma, seeds.stride" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_curves_are_the_best_ones(fake: Fake, overrides, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    gammas = ",".join(str(1 + index / 100) for index in range(MOST_CURVES + 2))
+    fake(f"cam.gamma={gammas}")
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr("wsss.compare.curve_chart", lambda path, shown, **words: drawn.update(words, lines=shown))
+    assert main(overrides(f"cam.gamma={gammas}")) == 0
+    assert [line.label for line in drawn["lines"]] == gammas.split(",")[2:]
+    assert f"the {MOST_CURVES} best of {MOST_CURVES + 2} by miou" in drawn["title"]
+    assert drawn["fixed"] == 0.3
+    assert drawn["lines"][0].x == [0.1, 0.3, 0.5]  # not measured at 0.9
+
+
+# --- what is not there ------------------------------------------------------------------------------------------------
+
+
+def test_missing_jobs_are_listed_with_their_commands(fake: Fake, overrides, tmp_path: Path, capsys):
+    fake(*GAMMAS, only=lambda job: job.config.cam.gamma != 2)
+    assert main(overrides(*GAMMAS, "upstream=build")) == 0
+    output = capsys.readouterr().out
+    assert "2 of 4 jobs" in output
+    commands = [line for line in output.splitlines() if line.startswith("python generate_seeds.py ")]
+    assert len(commands) == 2
+    for command, fusion in zip(commands, ("max", "mean"), strict=True):
+        assert {f"cam.fusion={fusion}", "cam.gamma=2", "upstream=build"} <= set(shlex.split(command))
+        assert command in (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.md").read_text()
+
+
+def test_with_nothing_finished_the_sweep_is_named_with_code_2(fake: Fake, overrides, tmp_path: Path, capsys):
+    assert main(overrides(*GAMMAS)) == 2
+    assert "Run:  python generate_seeds.py -m " in capsys.readouterr().out
+    fake(*GAMMAS)
+    assert main(["--stage", "labels", *overrides(*GAMMAS)]) == 2
+    output = capsys.readouterr().out
+    assert "none of the 4 jobs has finished labels" in output
+    assert "Run:  python refine.py -m " in output
+    assert output.rstrip().endswith("upstream=build")
+    assert not (tmp_path / "artifacts" / "compare").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--stage", "seds"], ["'seds'", "classifier, seeds, labels, segmenter"]),
+        (["--metrics", "mioo"], ["'mioo'", "miou_best", "best.precision"]),
+        (["--sort", "mioo"], ["'mioo'", "miou_best"]),
+    ],
+)
+def test_an_unknown_stage_or_metric_is_told_with_code_2(
+    options: list[str], told: list[str], fake: Fake, overrides, capsys
+):
+    fake("cam.gamma=1,2")
+    assert main([*overrides("cam.gamma=1,2"), *options]) == 2
+    output = capsys.readouterr().out
+    assert all(part in output for part in told), output
+
+
+def test_seeds_without_masks_have_a_row_and_no_plot(overrides, tmp_path: Path):
+    for pipeline in open_pipelines(expand(overrides("cam.gamma=1,2"))):
+        pipeline.artifact("seeds").prepare()
+        pipeline.artifact("seeds").publish({}, {"miou": None, "threshold": 0.3, "images": 8})
+    assert main(overrides("cam.gamma=1,2")) == 0
+    out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
+    assert sorted(path.name for path in out.iterdir()) == ["table.csv", "table.md"]
+
+
+# --- real sweeps ------------------------------------------------------------------------------------------------------
+
+
+def run(command: str | Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """A command as a user types it in the repository, with the tiny networks at hand."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = {"PATH": path, "PYTHONPATH": str(Path(tiny.__file__).parent), "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    return subprocess.run(
+        command, cwd=tiny.REPOSITORY, env=os.environ | variables, capture_output=True, text=True, **options
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", [[], ["-m"]], ids=["hydra.mode", "-m"])
+def test_what_hydra_ran_is_what_is_compared(flag: list[str], own_sweep: str, overrides, tmp_path: Path):
+    """A sweep file and a list of the command line, 2 x 2 jobs; the numbers are those that the jobs wrote."""
+    arguments = overrides(own_sweep, "+sweep=mine", "cam.fusion=max,mean", "upstream=build")
+    code, output = tiny.call("generate_seeds.py", *flag, *arguments)
+    assert code == 0, output
+    ran = {path.parent.name: read_json(path) for path in (tmp_path / "artifacts" / "seeds").glob("*/metrics.json")}
+    assert len(ran) == 4
+    comparison, _ = compare(arguments)
+    assert (comparison.stage, comparison.keys, comparison.missing) == ("seeds", ("cam.gamma", "cam.fusion"), [])
+    assert {run.artifact.fingerprint: run.metrics["miou"] for run in comparison.runs} == {
+        name: metrics["miou"] for name, metrics in ran.items()
+    }
+    for row in csv.DictReader(io.StringIO(to_csv(comparison))):
+        assert float(row["miou_best"]) == ran[row["fingerprint"]]["miou_best"]
+        config = read_json(tmp_path / "artifacts" / "seeds" / row["fingerprint"] / "manifest.json")["config"]["cam"]
+        assert (str(config["gamma"]).removesuffix(".0"), config["fusion"]) == (row["cam.gamma"], row["cam.fusion"])
+
+
+@pytest.mark.slow
+def test_the_command_of_a_missing_job_makes_it(own_sweep: str, overrides, tmp_path: Path):
+    """By real processes: one job of two is run, its sibling made by the command that is printed."""
+    arguments = overrides(own_sweep, "+sweep=mine", "data.name=two words")
+    code, output = tiny.call("generate_seeds.py", *arguments, "cam.gamma=1", "upstream=build")
+    assert code == 0, output
+    first = run([sys.executable, "-m", "wsss.compare", *arguments], check=True)
+    (command,) = re.findall(r"^python generate_seeds.py .+$", first.stdout, flags=re.MULTILINE)
+    run(command, shell=True, check=True)
+    second = run([sys.executable, "-m", "wsss.compare", *arguments], check=True)
+    assert "2 of 2 jobs" in second.stdout
+    assert "WARNING" not in second.stdout
+    assert "┃ gamma ┃" in second.stdout
+    with pytest.raises(MissingArtifact):
+        compare(arguments, stage="labels")
+    with pytest.raises(ConfigError):
+        compare(arguments, stage="seeds", metrics=["nothing"])

@@ -1,0 +1,634 @@
+"""``python -m wsss.compare``: a sweep as a table and a plot, from the artifacts that its jobs left.
+
+    python generate_seeds.py +sweep=lpcam_clusters +experiment=demo upstream=build
+    python -m wsss.compare   +sweep=lpcam_clusters +experiment=demo
+
+The same overrides give the same jobs, the same configurations and so the same fingerprints. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from wsss.artifacts import Artifact, write_text
+from wsss.charts import MOST_CURVES, Bar, Line, Stat, bar_chart, curve_chart, line_chart
+from wsss.cli import USER_ERROR
+from wsss.console import console, format_cell, quiet_libraries, setup_logging, table
+from wsss.data import VocLayout
+from wsss.errors import ConfigError, MissingArtifact, UserError
+from wsss.pipeline import STAGES, Pipeline
+from wsss.sweep import Setting, Sweep, expand
+
+log = logging.getLogger("wsss.compare")  # run as a command, this module is called __main__
+
+
+@dataclass(frozen=True)
+class View:
+    """What is shown of a stage unless the user says otherwise.
+
+    Attributes:
+        metrics: the columns of the table.
+        plotted: the metrics of the plot.
+        note: what a reader must know about the numbers.
+    """
+
+    metrics: tuple[str, ...]
+    plotted: tuple[str, ...]
+    note: str = ""
+
+
+VIEWS = {
+    "classifier": View(("map",), ("map",)),
+    "seeds": View(
+        ("miou", "threshold", "miou_best", "threshold_best", "precision", "recall", "fp", "fn"),
+        ("miou", "miou_best"),
+        "miou, precision, recall, fp and fn are at the fixed threshold; miou_best is at threshold_best, which was "
+        "picked with the true masks.",
+    ),
+    "labels": View(
+        ("miou", "miou_ignored"),
+        ("miou", "miou_ignored"),
+        "miou counts ignored pixels as background; miou_ignored leaves them out.",
+    ),
+    "segmenter": View(("miou", "ceiling"), ("miou",)),
+}
+
+LOWER_IS_BETTER = frozenset({"fp", "fn"})
+SEED = "seed"
+"""Jobs that differ in this key alone are repetitions of one experiment."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job and its artifact of the compared stage.
+
+    Attributes:
+        settings: what the job sets, by key.
+        artifact: made or not.
+        command: makes the artifact.
+        metrics: the numbers by dotted name, fractions in [0,1]; empty where the artifact is missing.
+        curve: pairs of threshold and mIoU, for seeds that have been measured.
+    """
+
+    settings: Mapping[str, Setting]
+    artifact: Artifact
+    command: str
+    metrics: Mapping[str, float | None]
+    curve: Sequence[tuple[float, float | None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a job, or the jobs that differ in their seed alone. At least one run."""
+
+    settings: Mapping[str, Setting]
+    runs: Sequence[Run]
+
+    def stat(self, metric: str) -> Stat | None:
+        """Mean and range of a metric over the runs that have it; None where none has."""
+        return _stat(run.metrics.get(metric) for run in self.runs)
+
+    def label(self) -> str:
+        """What tells this row apart, in a few words."""
+        return " ".join(setting.text for setting in self.settings.values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The finished jobs of a sweep as rows, and what is missing.
+
+    Attributes:
+        title: what is compared.
+        stage: the compared stage.
+        keys: the swept keys that move a number of this stage; without ``seed`` where rows are grouped by it.
+        rows: in the order of the sweep, or best first.
+        runs: the finished jobs, one for each artifact.
+        missing: the other jobs.
+        metrics: the columns.
+        best_by: the metric by which the best row is found.
+        fallback: what a row is called where no key tells it apart.
+    """
+
+    title: str
+    stage: str
+    keys: tuple[str, ...]
+    rows: Sequence[Row]
+    runs: Sequence[Run]
+    missing: Sequence[Run]
+    metrics: tuple[str, ...]
+    best_by: str
+    fallback: str
+
+    @property
+    def repeated(self) -> bool:
+        """Whether some row holds several seeds."""
+        return any(len(row.runs) > 1 for row in self.rows)
+
+    def best(self) -> Row | None:
+        """The row with the best ``best_by``; None where there is nothing to choose from."""
+        measured = [row for row in self.rows if row.stat(self.best_by)]
+        return max(measured, key=lambda row: _rank(row, self.best_by)) if len(measured) > 1 else None
+
+    def constants(self) -> dict[str, float]:
+        """The thresholds that are the same in every row: said once, they need no column."""
+        found = {}
+        for metric in self.metrics:
+            values = {value for run in self.runs if (value := run.metrics.get(metric)) is not None}
+            if _is_threshold(metric) and len(values) == 1 and len(self.rows) > 1:
+                found[metric] = values.pop()
+        return found
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and cells: a mark, the keys, the metrics, and the number of seeds where there are several."""
+        constants, best = self.constants(), self.best()
+        metrics = [metric for metric in self.metrics if metric not in constants]
+        heads = ["", *short_names(self.keys, taken=metrics).values(), *metrics]
+        cells = [
+            [
+                "*" if row is best else "",
+                *(row.settings[key].text for key in self.keys),
+                *(_cell(metric, row) for metric in metrics),
+            ]
+            for row in self.rows
+        ]
+        if not self.keys:
+            heads.insert(1, "job")
+            for line in cells:
+                line.insert(1, self.fallback)
+        if self.repeated:
+            heads.append("n")
+            for line, row in zip(cells, self.rows, strict=True):
+                line.append(str(len(row.runs)))
+        return heads, cells
+
+    def notes(self) -> list[str]:
+        """What a reader must know beside the table."""
+        notes = [f"{metric} {value:.2f} in every row." for metric, value in self.constants().items()]
+        if self.best() is not None:
+            notes.append(f"* best {self.best_by}{' (lowest)' if _lower(self.best_by) else ''}.")
+        if self.repeated:
+            notes.append("mean (lowest-highest) over n seeds.")
+        if VIEWS[self.stage].note and set(VIEWS[self.stage].plotted) & set(self.metrics):
+            notes.append(VIEWS[self.stage].note)
+        return notes
+
+
+def compare(
+    overrides: Sequence[str],
+    *,
+    stage: str | None = None,
+    metrics: Sequence[str] = (),
+    sort: str | None = None,
+) -> tuple[Comparison, Path]:
+    """Gather what the jobs of a sweep left.
+
+    Args:
+        overrides: the command line of the sweep.
+        stage: the stage to compare; None takes the one with the most finished artifacts, of equals the latest.
+        metrics: dotted names of numbers in ``metrics.json``; empty for the usual ones of the stage.
+        sort: the metric that orders the rows, best first; None keeps the order of the sweep.
+
+    Returns:
+        The comparison, and the directory that its files go to by default.
+
+    Raises:
+        ConfigError: the jobs do not compose, or a stage or metric does not exist.
+        MissingArtifact: no job is finished.
+    """
+    if stage is not None and stage not in STAGES:
+        raise ConfigError(f"there is no stage {stage!r}. Choose one of: {', '.join(STAGES)}")
+    sweep = expand(overrides)
+    pipelines = open_pipelines(sweep)
+    chosen = stage or most_finished(pipelines)
+    if chosen is None:
+        command = _sweep_command("seeds", overrides, sweep)
+        raise MissingArtifact(
+            f"none of the {len(sweep.jobs)} jobs has a finished stage in {pipelines[0].config.paths.artifacts}.\n"
+            f"Run:  {command}     or another script with the same arguments"
+        )
+    everything = [_run(pipeline, job.settings, chosen) for pipeline, job in zip(pipelines, sweep.jobs, strict=True)]
+    keys, runs = distinct(everything)
+    finished = [run for run in runs if run.artifact.complete]
+    if not finished:
+        raise MissingArtifact(
+            f"none of the {len(runs)} jobs has finished {chosen} in {runs[0].artifact.root / chosen}.\n"
+            f"Run:  {_sweep_command(chosen, overrides, sweep)}"
+        )
+    shown = _check_metrics(metrics, finished, chosen)
+    best_by = sort or (STAGES[chosen].metric if STAGES[chosen].metric in shown else shown[0])
+    shown = shown if best_by in shown else (*shown, *_check_metrics([best_by], finished, chosen))
+    grouped, rows = group(keys, finished)
+    if sort:
+        rows = sorted(rows, key=lambda row: _rank(row, sort), reverse=True)
+    data = pipelines[0].data.name
+    names = [name for name in (sweep.name, sweep.experiment or data) if name]
+    comparison = Comparison(
+        title=f"{chosen}: {' on '.join(names)}",
+        stage=chosen,
+        keys=grouped,
+        rows=rows,
+        runs=finished,
+        missing=[run for run in runs if not run.artifact.complete],
+        metrics=shown,
+        best_by=best_by,
+        fallback=sweep.experiment or data,
+    )
+    return comparison, Path(pipelines[0].config.paths.artifacts) / "compare" / "-".join(names) / chosen
+
+
+def open_pipelines(sweep: Sweep) -> list[Pipeline]:
+    """The pipeline of each job; a data set that several jobs share is read once."""
+    opened: list[tuple[Any, VocLayout]] = []
+    pipelines = []
+    for job in sweep.jobs:
+        node = OmegaConf.to_container(job.config.data, resolve=True)
+        data = next((data for other, data in opened if other == node), None)
+        pipeline = Pipeline(job.config, overrides=job.overrides, experiment=job.experiment, data=data)
+        if data is None:
+            opened.append((node, pipeline.data))
+        pipelines.append(pipeline)
+    return pipelines
+
+
+def most_finished(pipelines: Sequence[Pipeline]) -> str | None:
+    """The stage with the most finished artifacts, of equals the latest; None where nothing is finished.
+
+    Artifacts and not jobs are counted: the one classifier of a half-finished sweep over CAMs is not what is compared.
+    """
+    finished = {
+        stage: len({found.fingerprint for found in (job.artifact(stage) for job in pipelines) if found.complete})
+        for stage in STAGES
+    }
+    best = max(reversed(finished), key=lambda stage: finished[stage])
+    return best if finished[best] else None
+
+
+def _run(pipeline: Pipeline, settings: Mapping[str, Setting], stage: str) -> Run:
+    artifact = pipeline.artifact(stage)
+    metrics = artifact.metrics if artifact.complete else {}
+    build = " upstream=build" if pipeline.needs(stage) else ""
+    return Run(settings, artifact, pipeline.command(stage) + build, numbers(metrics), metrics.get("curve", ()))
+
+
+def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
+    """The numbers of ``metrics.json`` by dotted name; None where a number is not defined.
+
+    >>> numbers({"miou": 0.5, "best": {"precision": 0.7}, "ceiling": None, "curve": [[0.1, 0.2]]})
+    {'miou': 0.5, 'best.precision': 0.7, 'ceiling': None}
+    """
+    found: dict[str, float | None] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{name}.")
+        elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def distinct(runs: Sequence[Run]) -> tuple[tuple[str, ...], list[Run]]:
+    """The swept keys that move the fingerprint, and one run for each setting of them.
+
+    A sweep over CAMs and refiners makes one set of seeds a CAM: among seeds, the refiner is no column.
+    """
+    names = dict.fromkeys(key for run in runs for key in run.settings)
+    keys = [key for key in names if len({_text(run, key) for run in runs}) > 1]
+    for key in tuple(keys):
+        rest = [other for other in keys if other != key]
+        if len({_texts(run, rest) for run in runs}) == len(
+            {(_texts(run, rest), run.artifact.fingerprint) for run in runs}
+        ):
+            keys = rest
+    first: dict[tuple[str, ...], Run] = {}
+    for run in runs:
+        first.setdefault(_texts(run, keys), run)
+    return tuple(keys), list(first.values())
+
+
+def group(keys: Sequence[str], runs: Sequence[Run]) -> tuple[tuple[str, ...], list[Row]]:
+    """Rows of runs, and the keys that tell the rows apart: runs that differ in their seed alone share a row.
+
+    Where each row would hold one run, ``seed`` stays a key like the others.
+    """
+    rest = tuple(key for key in keys if key != SEED)
+    together: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        together.setdefault(_texts(run, rest), []).append(run)
+    if len(together) == len(runs):
+        return tuple(keys), [Row(_only(run, keys), [run]) for run in runs]
+    return rest, [Row(_only(same[0], rest), same) for same in together.values()]
+
+
+def _text(run: Run, key: str) -> str:
+    return run.settings[key].text if key in run.settings else ""
+
+
+def _texts(run: Run, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(_text(run, key) for key in keys)
+
+
+def _only(run: Run, keys: Iterable[str]) -> dict[str, Setting]:
+    return {key: run.settings.get(key, Setting("", None)) for key in keys}
+
+
+def _check_metrics(wanted: Sequence[str], runs: Sequence[Run], stage: str) -> tuple[str, ...]:
+    """The metrics to show.
+
+    Raises:
+        ConfigError: no finished job has one that was asked for.
+    """
+    there = dict.fromkeys(name for run in runs for name in run.metrics)
+    if not wanted:
+        known = {name for run in runs for name, value in run.metrics.items() if value is not None}
+        usual = tuple(name for name in VIEWS[stage].metrics if name in known)
+        return usual if STAGES[stage].metric in known else (STAGES[stage].metric,)
+    for name in wanted:
+        if name not in there:
+            raise ConfigError(f"{stage} have no number {name!r}. There are: {', '.join(there)}")
+    return tuple(dict.fromkeys(wanted))
+
+
+def _stat(values: Iterable[float | None]) -> Stat | None:
+    known = [value for value in values if value is not None]
+    return Stat(fmean(known), min(known), max(known)) if known else None
+
+
+def _lower(metric: str) -> bool:
+    return metric.rpartition(".")[2] in LOWER_IS_BETTER
+
+
+def _rank(row: Row, metric: str) -> float:
+    """A number that is larger for a better row."""
+    stat = row.stat(metric)
+    if stat is None:
+        return float("-inf")
+    return -stat.mean if _lower(metric) else stat.mean
+
+
+def _is_threshold(metric: str) -> bool:
+    return metric.rpartition(".")[2].startswith("threshold")
+
+
+def _cell(metric: str, row: Row) -> str:
+    """A percentage with one decimal; thresholds as they are, counts whole; behind a mean its range.
+
+    >>> run = Run({}, Artifact(Path(), "seeds", ""), "", {"miou": 0.4}, ())
+    >>> other = Run({}, Artifact(Path(), "seeds", ""), "", {"miou": 0.5}, ())
+    >>> _cell("miou", Row({}, [run])), _cell("miou", Row({}, [run, other])), _cell("map", Row({}, [run]))
+    ('40.0', '45.0 (40.0-50.0)', '-')
+    """
+    stat = row.stat(metric)
+    if stat is None:
+        return "-"
+    count = all(isinstance(run.metrics.get(metric), int) for run in row.runs)
+    mean, low, high = (
+        f"{value:.2f}" if _is_threshold(metric) else f"{value:g}" if count else format_cell(value) for value in stat
+    )
+    return mean if stat.low == stat.high else f"{mean} ({low}-{high})"
+
+
+def short_names(keys: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, str]:
+    """Keys by their last part, where it is not ambiguous.
+
+    >>> short_names(["cam.gamma", "recipe.classifier.epochs", "recipe.segmenter.epochs"])
+    {'cam.gamma': 'gamma', 'recipe.classifier.epochs': 'recipe.classifier.epochs', 'recipe.segmenter.epochs': \
+'recipe.segmenter.epochs'}
+    """
+    last = [key.rpartition(".")[2].rpartition("/")[2] for key in keys]
+    return {
+        key: name if last.count(name) == 1 and name not in taken else key for key, name in zip(keys, last, strict=True)
+    }
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def to_markdown(comparison: Comparison, command: str) -> str:
+    """The table as a page: what was compared, the table, notes, and the commands of what is missing."""
+    heads, cells = comparison.table()
+    lines = [f"# {comparison.title}", "", f"    {command}", "", _markdown_row(heads)]
+    lines.append("|" + "---|" * len(heads))
+    lines += [_markdown_row(row) for row in cells]
+    for note in comparison.notes():
+        lines += ["", note.replace("*", r"\*")]
+    if comparison.missing:
+        lines += ["", f"Missing ({len(comparison.missing)}):", ""]
+        lines += [f"    {run.command}" for run in comparison.missing]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    escaped = (r"\*" if cell == "*" else cell.replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Every finished job, not grouped: full keys, fractions, the fingerprint and the seconds that it took."""
+    keys = dict.fromkeys([*comparison.keys, *([SEED] if comparison.repeated else [])])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, *comparison.metrics, "stage", "fingerprint", "wall_seconds"])
+    for row in comparison.rows:
+        for run in row.runs:
+            writer.writerow(
+                [
+                    *_texts(run, keys),
+                    *("" if (value := run.metrics.get(name)) is None else value for name in comparison.metrics),
+                    comparison.stage,
+                    run.artifact.fingerprint,
+                    run.artifact.manifest.get("wall_seconds", ""),
+                ]
+            )
+    return text.getvalue()
+
+
+def plot(comparison: Comparison, path: Path, *, x: str | None = None) -> bool:
+    """Draw the metrics over the one swept number (with several: over ``x``), or as bars; False where none is measured.
+
+    Raises:
+        ConfigError: ``x`` is no swept key with numbers.
+    """
+    key = _x_key(comparison, x)
+    usual = [name for name in VIEWS[comparison.stage].plotted if name in comparison.metrics]
+    metrics = [name for name in usual or comparison.metrics[:2] if any(row.stat(name) for row in comparison.rows)]
+    if not metrics:
+        return False
+    if key is None:
+        ranked = sorted(comparison.rows, key=lambda row: _rank(row, metrics[-1]), reverse=True)
+        bars = [Bar(row.label() or comparison.fallback, [row.stat(name) for name in metrics]) for row in ranked]
+        bar_chart(path, bars, metrics=metrics, title=comparison.title)
+        return True
+    rest = [other for other in comparison.keys if other != key]
+    names = short_names(comparison.keys)
+    lines = {name: _lines(comparison.rows, name, key, rest) for name in metrics}
+    legend = ", ".join(names[other] for other in rest)
+    panels = list(lines.items())
+    if len(metrics) > 1 and len(lines[metrics[0]]) == 1:  # one line a metric: they fit in one panel
+        panels, legend = [("", [Line(name, line.x, line.y) for name, (line,) in panels])], ""
+    line_chart(path, panels, title=comparison.title, x=names[key], legend=legend)
+    return True
+
+
+def _lines(rows: Sequence[Row], metric: str, key: str, rest: Sequence[str]) -> list[Line]:
+    """One line for each setting of the other keys, its points sorted along the axis."""
+    points: dict[str, list[tuple[float, Stat]]] = {}
+    for row in rows:
+        stat, at = row.stat(metric), as_number(row.settings[key].value)
+        line = points.setdefault(" ".join(row.settings[other].text for other in rest), [])
+        if stat is not None and at is not None:
+            line.append((at, stat))
+    ordered = {label: sorted(found) for label, found in points.items()}
+    return [Line(label, [x for x, _ in found], [y for _, y in found]) for label, found in ordered.items()]
+
+
+def as_number(value: Any) -> float | None:
+    """The number that a setting is, or the only one that its list holds; else None.
+
+    >>> as_number(4), as_number([5]), as_number([4, 5]), as_number("max"), as_number(True)
+    (4.0, 5.0, None, None, None)
+    """
+    if isinstance(value, list) and len(value) == 1:
+        return as_number(value[0])
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _x_key(comparison: Comparison, wanted: str | None) -> str | None:
+    """The key of the horizontal axis: a number in every row; the one with the most values unless named."""
+    values = {key: [as_number(row.settings[key].value) for row in comparison.rows] for key in comparison.keys}
+    numeric = {key: len(set(found)) for key, found in values.items() if None not in found}
+    if wanted is None:
+        several = {key: count for key, count in numeric.items() if count > 1}
+        return max(several, key=lambda key: several[key]) if several else None
+    names = short_names(comparison.keys)
+    for key in numeric:
+        if wanted in (key, names[key]):
+            return key
+    raise ConfigError(f"--x {wanted}: no swept number of that name. There are: {', '.join(numeric) or 'none'}")
+
+
+def plot_curves(comparison: Comparison, path: Path) -> bool:
+    """Draw mIoU over the threshold for the best rows, at most ``MOST_CURVES``; False where no job has a curve."""
+    rows = [row for row in comparison.rows if any(run.curve for run in row.runs)]
+    if not rows:
+        return False
+    shown = rows
+    if len(rows) > MOST_CURVES:
+        best = sorted(rows, key=lambda row: _rank(row, comparison.best_by), reverse=True)[:MOST_CURVES]
+        shown = [row for row in rows if row in best]
+    lines = [Line(row.label() or comparison.fallback, *_mean_curve(row.runs)) for row in shown]
+    fixed = {value for run in comparison.runs if (value := run.metrics.get("threshold")) is not None}
+    best_of = f" (the {MOST_CURVES} best of {len(rows)} by {comparison.best_by})" if len(rows) > MOST_CURVES else ""
+    curve_chart(
+        path,
+        lines,
+        title=f"{comparison.title}{best_of}",
+        legend=", ".join(short_names(comparison.keys).values()),
+        fixed=fixed.pop() if len(fixed) == 1 else None,
+    )
+    return True
+
+
+def _mean_curve(runs: Sequence[Run]) -> tuple[list[float], list[Stat]]:
+    at: dict[float, list[float | None]] = {}
+    for run in runs:
+        for threshold, miou in run.curve:
+            at.setdefault(threshold, []).append(miou)
+    found = {threshold: stat for threshold, values in sorted(at.items()) if (stat := _stat(values))}
+    return list(found), list(found.values())
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The body of ``python -m wsss.compare``; returns the exit code."""
+    setup_logging()
+    quiet_libraries()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parse(arguments)
+        comparison, place = compare(options.overrides, stage=options.stage, metrics=options.metrics, sort=options.sort)
+        _x_key(comparison, options.x)  # a mistake is told before anything is printed or written
+        _print(comparison)
+        command = shlex.join(["python", "-m", "wsss.compare", *arguments])
+        _write(comparison, options.out or place, command, x=options.x)
+    except UserError as error:
+        log.error("%s: %s", type(error).__name__, error)
+        return USER_ERROR
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m wsss.compare",
+        description="Compare the finished jobs of a sweep: a table, a CSV file and plots. Give it the arguments that "
+        "the sweep was started with; lists and ranges (cam=cam,layercam) are sweeps with or without -m.",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="OVERRIDE", help="as for the scripts: +sweep=NAME, cam.gamma=1,2, ..."
+    )
+    parser.add_argument("--stage", help=f"{', '.join(STAGES)}; default: the one with the most finished results")
+    parser.add_argument(
+        "--metrics", nargs="+", default=[], metavar="NAME", help="numbers of metrics.json, best.precision"
+    )
+    parser.add_argument("--sort", metavar="METRIC", help="best first by this metric; default: the order of the sweep")
+    parser.add_argument("--x", metavar="KEY", help="the swept number along the plot's axis")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: <paths.artifacts>/compare/<sweep>-<experiment>/<stage>"
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_intermixed_args(list(arguments))
+    # overrides that follow --metrics are taken for its names; no name of a metric has "="
+    options.overrides += [name for name in options.metrics if "=" in name or name.startswith("~")]
+    options.metrics = [name for name in options.metrics if name not in options.overrides]
+    return options
+
+
+def _print(comparison: Comparison) -> None:
+    jobs = len(comparison.runs) + len(comparison.missing)
+    heads, cells = comparison.table()
+    table(f"{comparison.title}, {len(comparison.runs)} of {jobs} jobs", cells, columns=heads, wide=True)
+    for note in comparison.notes():
+        console.print(note, markup=False, highlight=False)
+    if comparison.missing:
+        log.warning("missing: %d of %d jobs. What makes them:", len(comparison.missing), jobs)
+        for run in comparison.missing:
+            console.print(run.command, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write(comparison: Comparison, directory: Path, command: str, *, x: str | None) -> None:
+    write_text(directory / "table.md", to_markdown(comparison, command))
+    write_text(directory / "table.csv", to_csv(comparison))
+    written = ["table.md", "table.csv"]
+    drawings: dict[str, Callable[[Path], bool]] = {
+        "plot.png": lambda path: plot(comparison, path, x=x),
+        "curves.png": lambda path: plot_curves(comparison, path),
+    }
+    written += [name for name, draw in drawings.items() if draw(directory / name)]
+    log.info("written to %s: %s", directory, ", ".join(written))
+
+
+def _sweep_command(stage: str, overrides: Sequence[str], sweep: Sweep) -> str:
+    """The command that makes all jobs."""
+    kept = [item for item in overrides if item.split("=")[0].lstrip("+") not in ("upstream", "force")]
+    multirun = [] if sweep.multirun or len(sweep.jobs) == 1 else ["-m"]
+    upstream = ["upstream=build"] if STAGES[stage].needs else []
+    return shlex.join(["python", STAGES[stage].script, *multirun, *kept, *upstream])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
+
+
+__all__ = ["Comparison", "Row", "Run", "compare", "main", "plot", "plot_curves", "to_csv", "to_markdown"]
