@@ -79,11 +79,11 @@ def _unsuitable(encoder: str) -> ConfigError:
     )
 
 
-def class_names() -> tuple[str, ...]:
-    """The thousand ImageNet classes in their order, synonyms joined by ``", "``.
+def class_names() -> list[tuple[str, ...]]:
+    """The thousand ImageNet classes in their order, each with its synonyms, the usual one first.
 
-    >>> class_names()[207], class_names()[1]
-    ('golden retriever', 'goldfish, Carassius auratus')
+    >>> class_names()[1], class_names()[207]
+    (('goldfish', 'Carassius auratus'), ('golden retriever',))
     """
     info = ImageNetInfo()
-    return tuple(info.index_to_description(index) for index in range(CLASSES))
+    return [tuple(info.index_to_description(index).split(", ")) for index in range(CLASSES)]
