@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from wsss import report
-from wsss.report import GalleryRow, ReportData, StageSummary, render_report, write_report
+from wsss.report import (
+    GalleryRow,
+    PrototypeRow,
+    PrototypeView,
+    ReportData,
+    StageSummary,
+    render_report,
+    write_report,
+)
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 EVIL = "<b>x"
@@ -183,6 +191,35 @@ def test_a_bad_array_is_reported_with_its_image(data):
     bad = replace(full_row(), scores=np.full((2, 6, 8), np.nan, np.float32))
     with pytest.raises(ValueError, match="cannot draw image 'img_1'"):
         render_report(replace(data, training_rows=(bad,)))
+
+
+def prototypes(side: int = 20) -> list[PrototypeRow]:
+    patches = list(RNG.integers(0, 255, (3, side, side, 3), dtype=np.uint8))
+    large = PrototypeView(0.987, 1234, patches)
+    return [
+        PrototypeRow(1, context=False, clusters=12, kept=5, views=[large, PrototypeView(0.93, 7, patches[:1])]),
+        PrototypeRow(1, context=True, clusters=4, kept=1, views=[PrototypeView(0.05, 90, patches)]),
+        PrototypeRow(2, context=False, clusters=1, kept=1, views=[PrototypeView(0.5, 0)]),
+    ]
+
+
+def test_prototypes_are_shown_by_regions(data):
+    page = Page(render_report(replace(data, prototypes=prototypes())))
+    assert page.count("img", alt="region 1 of cow") == 3
+    assert page.count("img", alt="region 3 of cow") == 2
+    assert "like these · 5 of 12 groups, 3 not shown" in page.text
+    assert "unlike these · 1 of 4 groups" in page.text
+    assert "98.7 % · 1,234 places" in page.text
+    assert "the classifier's own weights" in page.text
+    assert page.text.count("places") == 3 + 1  # and once in the explanation
+    assert "Prototypes" not in Page(render_report(data)).text
+
+
+def test_patches_shrink_with_the_pictures(data, monkeypatch):
+    many = replace(data, training_rows=(), validation_rows=(), prototypes=prototypes(160) * 10)
+    full = render_report(many)
+    monkeypatch.setattr(report, "SIZE_LIMIT", len(full) * 2 // 3)
+    assert len(render_report(many)) <= len(full) * 2 // 3
 
 
 def test_pictures_shrink_until_the_page_fits(data, monkeypatch):

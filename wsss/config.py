@@ -69,6 +69,9 @@ class SeedsConfig:
     scales: list[float] = field(default_factory=lambda: [1.0, 0.5, 1.5, 2.0])
     flip: bool = True
     stride: int = 4
+    batch_size: int = 1  # images of one size that go through the network together; more pays on GPUs
+    precision: str = "32-true"  # or bf16-mixed, 16-mixed: faster on GPUs, coarser
+    fold_batch_norm: bool = True  # into the convolutions: faster, maps change by less than 0.001
 
 
 @dataclass
@@ -76,6 +79,7 @@ class EvaluationConfig:
     """How results are measured. Thresholds of the labels stage stand in ``refiner``, not here."""
 
     seed_threshold: float = 0.3  # the fixed threshold of the seeds' miou
+    seed_percentile: float | None = None  # thresholds relative to this percentile of a map (PaS), not to its maximum
     curve_steps: int = 19  # the curve has this many thresholds, evenly spaced inside (0, 1)
     scales: list[float] = field(default_factory=lambda: [1.0])  # views of the segmenter's test
     flip: bool = True
@@ -178,7 +182,11 @@ def _check_values(config: DictConfig) -> None:
         scales = OmegaConf.select(config, key)
         require(len(scales) > 0 and min(scales) > 0, key, "a list of factors above 0")
     require(config.seeds.stride >= 1, "seeds.stride", "1 or more")
+    require(config.seeds.batch_size >= 1, "seeds.batch_size", "1 or more")
+    require(config.seeds.precision in PRECISIONS, "seeds.precision", f"one of {', '.join(PRECISIONS)}")
     require(0 <= config.evaluation.seed_threshold <= 1, "evaluation.seed_threshold", "from 0 to 1")
+    percentile = config.evaluation.seed_percentile
+    require(percentile is None or 0 < percentile <= 100, "evaluation.seed_percentile", "above 0 to 100, or null")
     require(config.evaluation.curve_steps >= 1, "evaluation.curve_steps", "1 or more")
     require(min(config.report.worst, config.report.typical) >= 0, "report", "0 or more images of a kind")
     trainer = config.trainer

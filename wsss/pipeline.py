@@ -74,7 +74,14 @@ STAGES: dict[str, Stage] = {
     "seeds": Stage(
         script="generate_seeds.py",
         version=1,
-        reads=("seed", "cam", "seeds", "evaluation.seed_threshold", "evaluation.curve_steps"),
+        reads=(
+            "seed",
+            "cam",
+            "seeds",
+            "evaluation.seed_threshold",
+            "evaluation.seed_percentile",
+            "evaluation.curve_steps",
+        ),
         needs=("classifier",),
         metric="miou",
         measures=("train",),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,40 @@ class GalleryRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PrototypeView:
+    """One prototype and the image regions that are most like it.
+
+    Attributes:
+        probability: of the class, by the classifier.
+        size: positions in its cluster; 0 where the classifier's own weights stand in.
+        patches: ``(h, w, 3)`` uint8, RGB, about square, the most similar first; may be empty.
+    """
+
+    probability: float
+    size: int
+    patches: Sequence[np.ndarray] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PrototypeRow:
+    """The prototypes of one class, or of its context.
+
+    Attributes:
+        class_id: in 1..C.
+        context: those whose similarity is subtracted.
+        clusters: how many clusters there were to choose from.
+        kept: how many of them became prototypes.
+        views: those shown, the largest clusters first; at most ``kept``.
+    """
+
+    class_id: int
+    context: bool
+    clusters: int
+    kept: int
+    views: Sequence[PrototypeView]
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything a page shows.
 
@@ -105,6 +140,7 @@ class ReportData:
         stages: those that ran, in order; any of the four may be absent.
         training_rows: images the seeds and pseudo-labels were made for.
         validation_rows: images the segmenter was evaluated on.
+        prototypes: what the seeds were made from, where their method learns prototypes; in the order of the classes.
         ceiling: mIoU of the same segmenter trained on true masks, if known.
         ceiling_iou: its IoU by class name.
         environment: facts about versions and hardware.
@@ -119,6 +155,7 @@ class ReportData:
     stages: Sequence[StageSummary]
     training_rows: Sequence[GalleryRow] = ()
     validation_rows: Sequence[GalleryRow] = ()
+    prototypes: Sequence[PrototypeRow] = ()
     ceiling: float | None = None
     ceiling_iou: Mapping[str, float | None] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -138,7 +175,8 @@ def render_report(data: ReportData) -> str:
     page = ""
     for width, quality in PICTURE_STEPS:
         galleries = _galleries(data, width=width, quality=quality)
-        page = _template().render(context, galleries=galleries)
+        prototypes = _prototypes(data, side=width // 5, quality=quality)
+        page = _template().render(context, galleries=galleries, prototypes=prototypes)
         if len(page.encode("utf-8")) <= SIZE_LIMIT:
             break
     return page
@@ -548,6 +586,33 @@ def _heat_strip(data: ReportData, row: GalleryRow, width: int) -> list[tuple[str
     image = _shrink(row.image, width)
     maps = zip(row.class_ids, row.scores, strict=True)
     return [(_class_name(data, index), viz.overlay_scores(image, _fit(plane, image))) for index, plane in maps]
+
+
+def _prototypes(data: ReportData, *, side: int, quality: int) -> list[dict[str, Any]]:
+    """Class by class, the prototypes of the class and of its context, with their patches ``side`` pixels wide."""
+    return [
+        {
+            "name": _class_name(data, class_id),
+            "color": _color(data, class_id),
+            "rows": [
+                {
+                    "row": row,
+                    "views": [
+                        {
+                            "view": view,
+                            "uris": [
+                                viz.data_uri(viz.resize_to(patch, side, height=side), quality=quality)
+                                for patch in view.patches
+                            ],
+                        }
+                        for view in row.views
+                    ],
+                }
+                for row in rows
+            ],
+        }
+        for class_id, rows in groupby(data.prototypes, key=lambda row: row.class_id)
+    ]
 
 
 def _shrink(image: np.ndarray, width: int) -> np.ndarray:

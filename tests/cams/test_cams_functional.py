@@ -2,7 +2,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsss.cams.functional import cam, fuse, grad_cam, layer_cam, resize_maps, scale_to_peak, tanh_scale
+from wsss.cams.functional import (
+    cam,
+    fuse,
+    grad_cam,
+    grad_cam_plus_plus,
+    layer_cam,
+    layer_cam_normal,
+    min_max_scale,
+    norm_grad,
+    nwc_cam,
+    pool_grid,
+    resize_maps,
+    scale_to_peak,
+    score_cam,
+    tanh_scale,
+    zoom_cam,
+)
 
 # one item, two channels, two positions side by side
 ACTIVATIONS = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])
@@ -43,7 +59,95 @@ def test_layer_cam_of_negative_activations_is_cut() -> None:
     assert layer_cam(-ACTIVATIONS, GRADIENTS).tolist() == [[[0, 0]]]
 
 
-@pytest.mark.parametrize("method", [grad_cam, layer_cam])
+def test_nwc_cam() -> None:
+    """The weight -1 counts as 0; where no weight is negative it is CAM."""
+    assert nwc_cam(ACTIVATIONS, torch.tensor([[1.0, -1.0]])).tolist() == [[[1, 2]]]
+    assert nwc_cam(ACTIVATIONS, torch.tensor([[2.0, 1.0]])).tolist() == [[[5, 4]]]
+
+
+def test_grad_cam_plus_plus() -> None:
+    """Channel 1: sum A = 3, alpha at g = 4 is 1 / (2 + 12), weight 4 / 14. Channel 2: g = 3, 1 / (2 + 9), weight 3 / 11."""
+    expected = row(4 / 14 + 3 * 3 / 11, 2 * 4 / 14)
+    torch.testing.assert_close(grad_cam_plus_plus(ACTIVATIONS, GRADIENTS), expected)
+
+
+def test_grad_cam_plus_plus_where_its_denominator_is_zero() -> None:
+    """2 + sum(A) g = 0 with a sum of -1 and g = 2: alpha is 0, and no infinity comes out."""
+    assert grad_cam_plus_plus(torch.tensor([[[[-1.0]]]]), torch.tensor([[[[2.0]]]])).tolist() == [[[0]]]
+    assert grad_cam_plus_plus(ACTIVATIONS, torch.zeros_like(GRADIENTS)).tolist() == [[[0, 0]]]
+
+
+def test_grad_cam_plus_plus_of_tiny_gradients() -> None:
+    """g^2 underflows and alpha tends to 1/2: the map keeps its shape."""
+    maps = grad_cam_plus_plus(ACTIVATIONS, torch.full_like(ACTIVATIONS, 1e-30))
+    torch.testing.assert_close(scale_to_peak(maps), row(1, 0.5))
+
+
+def test_norm_grad() -> None:
+    """Norms (sqrt 10, 2) and (sqrt 17, sqrt 13)."""
+    torch.testing.assert_close(norm_grad(ACTIVATIONS, GRADIENTS), row(170**0.5, 2 * 13**0.5))
+
+
+def test_zoom_cam_and_layer_cam_normal() -> None:
+    """4 * 1 - 1 * 3 = 1, and -2 * 2 + 3 * 0 = -4, cut. One layer of Zoom-CAM is LayerCAM-normal."""
+    assert zoom_cam(ACTIVATIONS, GRADIENTS).tolist() == [[[1, 0]]]
+    assert layer_cam_normal(ACTIVATIONS, -GRADIENTS).tolist() == [[[0, 4]]]
+    activations, gradients = torch.rand(3, 5, 4, 6), torch.randn(3, 5, 4, 6)
+    assert torch.equal(zoom_cam(activations, gradients), layer_cam_normal(activations, gradients))
+
+
+def test_score_cam() -> None:
+    """Scores ln 3 and 0 weigh the channels 3/4 and 1/4, with any constant added."""
+    for constant in (0.0, -7.0):
+        scores = torch.tensor([[3.0, 1.0]]).log() + constant
+        torch.testing.assert_close(score_cam(ACTIVATIONS, scores), row(0.75 * 1 + 0.25 * 3, 0.75 * 2))
+
+
+def test_under_average_pooling_grad_cam_is_cam() -> None:
+    """The gradient of a linear head behind global average pooling is w / (H W) everywhere."""
+    features, weights = torch.rand(2, 4, 3, 5), torch.randn(2, 4)
+    gradients = (weights / 15)[:, :, None, None].expand_as(features)
+    torch.testing.assert_close(grad_cam(features, gradients) * 15, cam(features, weights))
+    torch.testing.assert_close(layer_cam(features, gradients) * 15, nwc_cam(features, weights))
+    torch.testing.assert_close(zoom_cam(features, gradients) * 15, cam(features, weights))
+
+
+METHODS = [grad_cam, grad_cam_plus_plus, norm_grad, layer_cam, layer_cam_normal, zoom_cam]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_not_negative_and_leave_their_arguments_alone(method: object) -> None:
+    activations, gradients = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    kept = activations.clone(), gradients.clone()
+    maps = method(activations, gradients)
+    assert maps.shape == (2, 4, 5)
+    assert maps.min() >= 0
+    assert torch.equal(activations, kept[0])
+    assert torch.equal(gradients, kept[1])
+
+
+# --- the grid ------------------------------------------------------------------------------------------------------
+
+
+def test_pool_grid_by_hand() -> None:
+    """Activations are averaged, gradients summed; the last column is cut by the border."""
+    activations = torch.tensor([[[[1.0, 3.0, 5.0], [1.0, 3.0, 7.0]]]])
+    gradients = torch.tensor([[[[1.0, 0.0, 2.0], [0.0, 0.0, 3.0]]]])
+    pooled, summed = pool_grid(activations, gradients)
+    assert pooled.tolist() == [[[[2, 6]]]]
+    assert summed.tolist() == [[[[1, 5]]]]
+
+
+def test_pool_grid_removes_a_checkerboard() -> None:
+    """Gradients that reach every other position only, as behind a convolution of stride 2 and size 1."""
+    gradients = torch.zeros(1, 1, 6, 6)
+    gradients[..., ::2, ::2] = 1
+    activations = torch.ones(1, 1, 6, 6)
+    assert layer_cam(activations, gradients).unique().tolist() == [0, 1]
+    assert layer_cam(*pool_grid(activations, gradients)).unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_no_item(method: object) -> None:
     assert method(torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3, 4)).shape == (0, 3, 4)
 
@@ -59,6 +163,12 @@ def test_scale_to_peak() -> None:
 def test_a_silent_map_stays_zero_beside_one_that_is_not() -> None:
     assert scale_to_peak(torch.cat([row(0, 0), row(0, 2)])).tolist() == [[[0, 0]], [[0, 1]]]
     assert tanh_scale(row(0, 0)).tolist() == [[[0, 0]]]
+
+
+def test_min_max_scale() -> None:
+    maps = torch.cat([row(1, 4, 2), row(0, 0.5, 0.25)])
+    torch.testing.assert_close(min_max_scale(maps), torch.cat([row(0, 1, 1 / 3), row(0, 1, 0.5)]))
+    assert min_max_scale(torch.cat([row(3, 3), row(0, 0)])).tolist() == [[[0, 0]], [[0, 0]]]
 
 
 @pytest.mark.parametrize("peak", [1e-38, 1e-40, 1e-44, 1e38])

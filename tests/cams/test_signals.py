@@ -1,8 +1,10 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from wsss.cams.signals import class_gradients, frozen, pair_items, recorded
+from wsss.cams.signals import class_gradients, frozen, pair_items, pair_order, recorded
 
 
 @pytest.fixture
@@ -39,6 +41,14 @@ def logits_of(features: Tensor) -> Tensor:
     """Three logits of five channels."""
     pooled = features.mean(dim=(2, 3))
     return torch.stack([pooled[:, 0] * 2, pooled[:, 1:3].sum(1), -pooled[:, 3] * pooled[:, 4]], dim=1)
+
+
+def pair_gradients(logits: Tensor, outputs: Sequence[Tensor], class_ids: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The rounds of ``class_gradients``, pair by pair."""
+    rounds = [
+        [gradient[items] for gradient in gradients] for items, gradients in class_gradients(logits, outputs, class_ids)
+    ]
+    return [torch.cat(layer)[pair_order(class_ids)] for layer in zip(*rounds, strict=True)]
 
 
 # --- frozen ------------------------------------------------------------------------------------------------------
@@ -115,7 +125,7 @@ def test_a_layer_before_one_that_works_in_place(layers: list[str]) -> None:
         )
         with frozen(network), recorded(network, layers) as outputs:
             logits = logits_of(network(images))
-            gradients = class_gradients(logits, [outputs[layer] for layer in layers], [[1, 3]])
+            gradients = pair_gradients(logits, [outputs[layer] for layer in layers], [[1, 3]])
         results.append([*(outputs[layer].detach() for layer in layers), *gradients])
     assert results[0][0].min() < 0
     for plain, inplace in zip(*results, strict=True):
@@ -130,7 +140,7 @@ def test_gradients_by_hand() -> None:
     outputs = torch.tensor([[3.0, 5.0], [7.0, 11.0]]).view(2, 2, 1, 1).requires_grad_()
     a, b = outputs[:, 0, 0, 0], outputs[:, 1, 0, 0]
     logits = torch.stack([2 * a, a * b], dim=1)
-    [gradients] = class_gradients(logits, [outputs], [[2], [1, 2]])
+    [gradients] = pair_gradients(logits, [outputs], [[2], [1, 2]])
     assert gradients.flatten(1).tolist() == [[5, 3], [2, 0], [11, 7]]
 
 
@@ -138,7 +148,7 @@ def test_items_with_other_classes_equal_one_by_one(network: nn.Sequential) -> No
     images, class_ids = torch.rand(4, 3, 8, 8), [[3, 1], [], [2], [1, 2, 3]]
     with frozen(network), recorded(network, ["2", "4"]) as outputs:
         logits = logits_of(network(images))
-        together = class_gradients(logits, [outputs["2"], outputs["4"]], class_ids)
+        together = pair_gradients(logits, [outputs["2"], outputs["4"]], class_ids)
     assert [tuple(layer.shape) for layer in together] == [(6, 4, 8, 8), (6, 5, 4, 4)]
     pairs = [(item, id) for item, ids in enumerate(class_ids) for id in ids]
     for pair, (item, id) in enumerate(pairs):
@@ -151,14 +161,14 @@ def test_items_with_other_classes_equal_one_by_one(network: nn.Sequential) -> No
 
 def test_a_class_may_come_twice() -> None:
     outputs = torch.ones(1, 2, 1, 1, requires_grad=True)
-    [gradients] = class_gradients(outputs.flatten(1) * 3, [outputs], [[2, 2]])
+    [gradients] = pair_gradients(outputs.flatten(1) * 3, [outputs], [[2, 2]])
     assert gradients.flatten(1).tolist() == [[0, 3], [0, 3]]
 
 
 @pytest.mark.parametrize("class_ids", [[[], []], []])
 def test_no_class_at_all(class_ids: list) -> None:
     outputs = torch.ones(len(class_ids), 2, 3, 4, requires_grad=True)
-    [gradients] = class_gradients(outputs.mean(dim=(2, 3)), [outputs], class_ids)
+    [gradients] = pair_gradients(outputs.mean(dim=(2, 3)), [outputs], class_ids)
     assert gradients.shape == (0, 2, 3, 4)
 
 
@@ -166,7 +176,7 @@ def test_parameters_get_no_gradient(network: nn.Sequential) -> None:
     before = state(network)
     with frozen(network), recorded(network, ["2"]) as outputs:
         logits = logits_of(network(torch.rand(1, 3, 8, 8)))
-        class_gradients(logits, [outputs["2"]], [[1]])
+        assert list(class_gradients(logits, [outputs["2"]], [[1]]))
     assert outputs["2"].grad is None
     assert same(before, state(network))
 

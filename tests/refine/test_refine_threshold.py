@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsss.refine.threshold import power_background, threshold
+from wsss.refine.methods import DenseCrf, Threshold
+from wsss.refine.threshold import percentile_scale, power_background, threshold
 
 SCORES = np.array([[[0.3, 0.4, 0.5, 0.0]], [[0.2, 0.4, 0.9, 0.0]]], dtype=np.float32)
 IDS = np.array([7, 3])
@@ -32,3 +33,45 @@ def test_no_class_is_background():
 def test_power_background():
     assert np.allclose(power_background(SCORES, alpha=2), [[0.49, 0.36, 0.01, 1]])
     assert power_background(SCORES, alpha=2).dtype == np.float32
+
+
+# --- percentile as a standard (PaS) --------------------------------------------------------------------------------
+
+
+def test_percentile_by_hand():
+    """The median of 0, 0.2, 0.4, 0.6, 1 is 0.4: half of it is the threshold 0.5 on the scaled map."""
+    scores = np.array([[[0.0, 0.2, 0.4, 0.6, 1.0]]], dtype=np.float32)
+    assert np.allclose(percentile_scale(scores, percentile=50), [[[0, 0.5, 1, 1, 1]]])
+    assert percentile_scale(scores, percentile=50).dtype == np.float32
+    assert np.array_equal(percentile_scale(scores, percentile=100), scores)
+
+
+def test_thresholding_the_scaled_map_is_the_threshold_of_the_paper():
+    scores = np.random.default_rng(0).random((1, 9, 11), dtype=np.float32) ** 3
+    limit = 0.3 * np.percentile(scores[0], 90)
+    labels = threshold(percentile_scale(scores, percentile=90), IDS[:1], background=0.3)
+    assert np.array_equal(labels > 0, scores[0] > limit)
+
+
+def test_each_map_has_its_own_percentile():
+    scores = np.stack([np.full((2, 2), 0.5), np.full((2, 2), 0.1)]).astype(np.float32)
+    assert np.array_equal(percentile_scale(scores, percentile=90), np.ones((2, 2, 2)))
+
+
+def test_a_map_whose_percentile_is_zero_counts_wherever_it_is_positive():
+    scores = np.zeros((2, 10, 10), dtype=np.float32)
+    scores[0, 0, 0] = 0.01
+    scaled = percentile_scale(scores, percentile=98)
+    assert scaled[0, 0, 0] == 1
+    assert scaled.sum() == 1
+    assert percentile_scale(scores[:0], percentile=98).shape == (0, 10, 10)
+
+
+def test_every_labelling_step_takes_a_percentile():
+    image = np.zeros((4, 5, 3), dtype=np.uint8)
+    scores = np.full((1, 4, 5), 0.2, dtype=np.float32)
+    scores[0, 0, 0] = 1.0
+    ids = np.array([2])
+    for step in (Threshold, DenseCrf):
+        assert (step(background=0.3)(image, ids, scores) == 2).sum() <= 1
+        assert (step(background=0.3, percentile=50)(image, ids, scores) == 2).all()

@@ -3,12 +3,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import MakePipeline
 
+from wsss.cams.prototypes import Prototypes
 from wsss.pipeline import Pipeline
-from wsss.stages.report import HEADLINE, write_reports
+from wsss.stages import report
+from wsss.stages.report import HEADLINE, crop_around, write_reports
 
 
 @pytest.fixture
@@ -95,3 +99,60 @@ def test_a_set_without_masks_has_a_page_too(tiny_pipeline: MakePipeline, own_set
     pipeline.make_all()
     write_reports(pipeline, headline=True)
     assert tiny.TRAIN[0] in page(pipeline)
+
+
+# --- prototypes -------------------------------------------------------------------------------------------------------
+
+
+def learnt() -> Prototypes:
+    """Class 1 has three prototypes and a dropped cluster, its context one; class 2 has its weights."""
+    images = torch.full((6, 5), -1)
+    images[:5, 0] = torch.arange(5)
+    images[0] = 6
+    return Prototypes(
+        centres=torch.rand(6, 16),
+        class_ids=torch.tensor([1, 1, 1, 1, 1, 2]),
+        context=torch.tensor([False, False, False, False, True, False]),
+        probabilities=torch.tensor([0.99, 0.98, 0.1, 0.97, 0.02, 0.6]),
+        sizes=torch.tensor([40, 30, 20, 10, 50, 0]),
+        kept=torch.tensor([True, True, False, True, True, True]),
+        patch_images=images,
+        patch_cells=torch.tensor([2, 3, 6, 8]).expand(6, 5, 4).contiguous(),
+        patch_similarities=torch.rand(6, 5),
+    )
+
+
+def test_the_page_shows_prototypes(reported: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    assert "Prototypes" not in page(reported)
+    reported.artifact("seeds").write_tensors("prototypes", learnt().to_tensors())
+    write_reports(reported)
+    html = page(reported)
+    assert [html.count(f'alt="region {i} of {tiny.CLASSES[0]}"') for i in (1, 2, 3, 4)] == [4, 1, 1, 0]
+    for text in ("3 of 4 groups", "1 of 1 groups", "99.0 %", "40 places", "the classifier's own weights"):
+        assert text.replace("'", "&#39;") in html or text in html
+    assert "not shown" not in html
+
+    monkeypatch.setattr(report, "PROTOTYPES_SHOWN", 2)
+    write_reports(reported)
+    html = page(reported)
+    assert "1 not shown" in html
+    assert "97.0 %" not in html  # the smallest one is left out
+
+
+def test_many_classes_share_the_page(reported: Pipeline, monkeypatch: pytest.MonkeyPatch):
+    reported.artifact("seeds").write_tensors("prototypes", learnt().to_tensors())
+    monkeypatch.setattr(report, "ALL_PROTOTYPES_SHOWN", 8)
+    write_reports(reported)
+    assert "1 not shown" in page(reported)
+
+
+@pytest.mark.parametrize(
+    ("cell", "top", "left", "side"),
+    [((0, 0, 6, 10), 0, 0, 30), ((5, 9, 6, 10), 30, 70, 30), ((2, 4, 6, 10), 10, 30, 30), ((0, 1, 1, 2), 0, 40, 60)],
+)
+def test_a_region_lies_inside_its_image(cell: tuple[int, ...], top: int, left: int, side: int):
+    """Three cells of ten pixels each way around the middle of the cell."""
+    rows, columns = np.indices((60, 100))
+    region = crop_around(np.stack([rows, columns, rows], axis=-1), cell)
+    assert region.shape == (side, side, 3)
+    assert region[0, 0, :2].tolist() == [top, left]

@@ -11,7 +11,7 @@ from conftest import MakePipeline
 from wsss.build import build
 from wsss.metrics import ConfusionMatrix, miou
 from wsss.pipeline import Pipeline
-from wsss.refine.threshold import threshold
+from wsss.refine.threshold import percentile_scale, threshold
 from wsss.stages.seeds import full_size_scores
 
 
@@ -54,7 +54,7 @@ def test_the_maps_of_an_image(id: str, tags: tuple[int, ...], made: Pipeline):
 def test_the_manifest_names_the_method_and_its_layers(tiny_pipeline: MakePipeline, finished: Pipeline):
     assert finished.artifact("seeds").manifest["facts"]["method"] == {
         "name": "LayerCam",
-        "layers": {str(layer): f"encoder.{layer - 1}" for layer in finished.config.cam.layers},
+        "layers": {str(layer): f"encoder.{layer - 1}" for layer in finished.config.cam.stages},
     }
     pipeline = tiny_pipeline("cam=cam")
     tiny.adopt(pipeline, finished, "classifier")
@@ -72,6 +72,50 @@ def test_methods_and_views_differ(tiny_pipeline: MakePipeline, finished: Pipelin
     np.testing.assert_allclose(maps.pop("cam=gradcam"), plain, atol=2e-3)
     assert all(np.abs(other - plain).max() > 0.1 for other in maps.values())
     assert len({other.tobytes() for other in maps.values()}) == 3
+
+
+def test_batches_of_images_give_the_same_seeds(tiny_pipeline: MakePipeline, finished: Pipeline):
+    """One image of the set stands upright: groups are of one size."""
+    pipeline = tiny_pipeline("seeds.batch_size=3")
+    tiny.adopt(pipeline, finished, "classifier")
+    together, alone = pipeline.make("seeds"), finished.artifact("seeds")
+    for id in tiny.TRAIN:
+        np.testing.assert_allclose(together.read_seeds(id).scores, alone.read_seeds(id).scores, atol=2e-3)
+
+
+@pytest.mark.parametrize(("override", "tolerance"), [("fold_batch_norm=false", 2e-3), ("precision=bf16-mixed", 0.1)])
+def test_unfolded_batch_norm_and_half_precision_stay_close(
+    tiny_pipeline: MakePipeline, finished: Pipeline, override: str, tolerance: float
+):
+    pipeline = tiny_pipeline(f"seeds.{override}")
+    tiny.adopt(pipeline, finished, "classifier")
+    seeds = pipeline.make("seeds")
+    assert pipeline.fingerprint("seeds") != finished.fingerprint("seeds")
+    for id in tiny.TRAIN:
+        expected = finished.artifact("seeds").read_seeds(id).scores
+        np.testing.assert_allclose(seeds.read_seeds(id).scores, expected, atol=tolerance)
+
+
+def test_seeds_may_be_measured_against_a_percentile(tiny_pipeline: MakePipeline, finished: Pipeline):
+    """The maps are the same, and the curve is that of maps divided by their percentile."""
+    pipeline = tiny_pipeline("evaluation.seed_percentile=80")
+    tiny.adopt(pipeline, finished, "classifier")
+    seeds = pipeline.make("seeds")
+    confusion = ConfusionMatrix(4)
+    for id in tiny.TRAIN:
+        found = seeds.read_seeds(id)
+        assert np.array_equal(found.scores, finished.artifact("seeds").read_seeds(id).scores)
+        scores = percentile_scale(full_size_scores(found).numpy(), percentile=80)
+        labels = threshold(scores, found.class_ids, background=pipeline.config.evaluation.seed_threshold)
+        confusion.update(finished.data.mask(id), labels)
+    assert seeds.metrics["miou"] == pytest.approx(miou(confusion.matrix))
+    assert seeds.metrics["miou"] != finished.artifact("seeds").metrics["miou"]
+
+
+def test_the_best_threshold_has_its_table_too(finished: Pipeline):
+    metrics = finished.artifact("seeds").metrics
+    assert metrics["best"]["miou"] == metrics["miou_best"]
+    assert set(metrics["best"]) >= {"precision", "recall", "fp", "fn"}
 
 
 def test_a_map_that_is_no_number_is_told_with_its_image(tiny_pipeline: MakePipeline, finished: Pipeline):

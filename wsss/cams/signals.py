@@ -8,6 +8,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from wsss.models.classifier import Classifier
+
+ClassIds = Sequence[Sequence[int]]
+"""For each image of a batch, the classes (1..C) that get a map."""
+
 
 @contextmanager
 def frozen(network: nn.Module) -> Iterator[None]:
@@ -51,36 +56,74 @@ def recorded(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
         yield outputs
 
 
-def class_gradients(logits: Tensor, outputs: Sequence[Tensor], class_ids: Sequence[Sequence[int]]) -> list[Tensor]:
+def layer_outputs(network: Classifier, images: Tensor, layers: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Outputs of named layers, ready for gradients, and the features ``(N, D, h, w)`` that follow from them."""
+    with torch.enable_grad(), recorded(network, layers) as outputs:
+        features = network.features(images)
+    return outputs, features
+
+
+def last_layer(network: Classifier, images: Tensor, layers: Sequence[str]) -> tuple[dict[str, Tensor], Tensor] | None:
+    """``layer_outputs`` where the last stage alone is wanted and is what pooling sees; else None.
+
+    Gradients then go through pooling and head only, and the forward pass records nothing.
+    """
+    if network.fusion is not None or list(layers) != [network.stages[max(network.stages)]]:
+        return None
+    with torch.no_grad(), recorded(network, layers) as outputs:
+        features = network.features(images)
+    [output] = outputs.values()
+    if output.shape != features.shape or not torch.equal(output, features):  # something follows the last stage
+        return None
+    features = features.detach().requires_grad_()
+    return {layers[0]: features}, features
+
+
+def class_gradients(
+    logits: Tensor, outputs: Sequence[Tensor], class_ids: ClassIds
+) -> Iterator[tuple[list[int], Sequence[Tensor]]]:
     """Gradients of class logits w.r.t. layer outputs, for items that may ask for different classes.
 
     One backward pass serves the k-th class of every item at once, since items do not interact in evaluation mode;
-    so a batch costs as many passes as its richest item has classes.
+    so a batch costs as many passes as its richest item has classes. One pass is held in memory at a time.
 
     Args:
         logits: ``(N, C)``.
         outputs: one ``(N, D, h, w)`` tensor a layer, part of the graph of ``logits``.
         class_ids: for each of the N items, the classes in 1..C.
 
-    Returns:
-        One ``(P, D, h, w)`` tensor a layer, where P counts the (item, class) pairs, item by item.
+    Yields:
+        For k = 0, 1, ...: the items that have a k-th class, and one ``(N, D, h, w)`` gradient a layer, of which only the
+        rows of those items mean something. Without any class, one round of no item.
     """
     rounds = max(map(len, class_ids), default=0)
     if not rounds:
-        return [output.new_zeros((0, *output.shape[1:])) for output in outputs]
-    by_round = []
+        yield [], [output.detach()[:0] for output in outputs]
     for k in range(rounds):
         items = [i for i, ids in enumerate(class_ids) if k < len(ids)]
-        score = logits[items, [class_ids[i][k] - 1 for i in items]].sum()
-        by_round.append(torch.autograd.grad(score, outputs, retain_graph=k + 1 < rounds))
-    pairs = [(i, k) for i, ids in enumerate(class_ids) for k in range(len(ids))]
-    return [torch.stack([by_round[k][layer][i] for i, k in pairs]) for layer in range(len(outputs))]
+        with torch.enable_grad():
+            score = logits[items, [class_ids[i][k] - 1 for i in items]].sum()
+        yield items, torch.autograd.grad(score, outputs, retain_graph=k + 1 < rounds)
 
 
-def pair_items(class_ids: Sequence[Sequence[int]]) -> list[int]:
+def pair_items(class_ids: ClassIds) -> list[int]:
     """The item of each (item, class) pair, item by item.
 
     >>> pair_items([[3], [], [1, 2]])
     [0, 2, 2]
     """
     return [item for item, ids in enumerate(class_ids) for _ in ids]
+
+
+def pair_order(class_ids: ClassIds) -> list[int]:
+    """Where each (item, class) pair, item by item, stands in the order of ``class_gradients``, round by round.
+
+    >>> pair_order([[3], [], [1, 2]])  # rounds: items 0 and 2, then item 2
+    [0, 1, 2]
+    >>> pair_order([[3, 4], [1, 2]])  # rounds: items 0 and 1, then items 0 and 1
+    [0, 2, 1, 3]
+    """
+    rounds = range(max(map(len, class_ids), default=0))
+    by_round = [(i, k) for k in rounds for i, ids in enumerate(class_ids) if k < len(ids)]
+    position = {pair: at for at, pair in enumerate(by_round)}
+    return [position[i, k] for i, ids in enumerate(class_ids) for k in range(len(ids))]

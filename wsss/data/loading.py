@@ -120,6 +120,24 @@ class WholeImages(Dataset[Batch]):
         return {"index": torch.tensor(index), "image": to_tensor(sample.image), "tags": tags}
 
 
+class ImageGroups(Dataset[list[Batch]]):
+    """Several whole images an item, not stacked.
+
+    Args:
+        images: the images.
+        groups: positions in ``images`` for each item.
+    """
+
+    def __init__(self, images: WholeImages, groups: Sequence[Sequence[int]]) -> None:
+        self.images, self.groups = images, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        return [self.images[at] for at in self.groups[index]]
+
+
 def tag_vector(class_ids: Sequence[int], num_classes: int) -> Tensor:
     """Class ids in 1..C to a ``(C,)`` float vector of zeros and ones.
 

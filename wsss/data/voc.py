@@ -8,7 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from wsss.errors import ConfigError, DataError
 from wsss.types import BACKGROUND, IGNORE, Sample
@@ -130,6 +130,16 @@ class VocLayout:
         """The image as ``(H, W, 3)`` uint8 RGB. See ``read_image``."""
         return read_image(self._images[id])
 
+    def image_size(self, id: str) -> tuple[int, int]:
+        """Width and height of the image as it is seen (EXIF orientation applied), from its header alone."""
+        path = self._images[id]
+        try:
+            with Image.open(path) as image:
+                on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return image.size[::-1] if on_its_side else image.size
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"the image {path} does not decode ({error}). Replace the file") from error
+
     def mask(self, id: str) -> np.ndarray | None:
         """The true mask as ``(H, W)`` uint8, or None where there is none.
 
@@ -141,7 +151,7 @@ class VocLayout:
     def truth(self, id: str) -> np.ndarray:
         """The true mask of an image that must have one; see ``mask``."""
         mask, path = self._read_mask(id), self._mask_path(id)
-        width, height = self._image_size(id)
+        width, height = self.image_size(id)
         if mask.shape != (height, width):
             raise DataError(
                 f"the mask {path} is {mask.shape[1]}x{mask.shape[0]} but its image {self._images[id]} is "
@@ -235,14 +245,6 @@ class VocLayout:
                 f"(allowed: 0..{len(self.classes)} and {IGNORE}). Mend the mask or list the class in classes.txt"
             )
         return mask
-
-    def _image_size(self, id: str) -> tuple[int, int]:
-        path = self._images[id]
-        try:
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).size
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"the image {path} does not decode ({error}). Replace the file") from error
 
     def _tags_from_mask(self, id: str) -> tuple[int, ...]:
         if not (self.root / "SegmentationClass").is_dir():

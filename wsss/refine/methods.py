@@ -27,7 +27,7 @@ from wsss.errors import ConfigError
 from wsss.metrics.threshold import check_scores
 from wsss.refine.crf import DEEPLAB, dense_crf, hard_probabilities, soft_probabilities
 from wsss.refine.superpixel import felzenszwalb, slic, superpixel_smoothing
-from wsss.refine.threshold import power_background, threshold
+from wsss.refine.threshold import percentile_scale, power_background, threshold
 from wsss.types import BACKGROUND, IGNORE
 
 
@@ -132,15 +132,18 @@ class Threshold(_Step):
 
     Args:
         background: the constant, in [0, 1].
+        percentile: the constant is relative to this percentile of each map (PaS) instead of its maximum.
     """
 
-    def __init__(self, *, background: float = 0.3) -> None:
+    def __init__(self, *, background: float = 0.3, percentile: float | None = None) -> None:
         self.background = background
+        self.percentile = percentile
         _check(self, "background", lambda value: 0 <= value <= 1, "a number from 0 to 1")
+        _check_percentile(self)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Labels by :func:`wsss.refine.threshold.threshold`."""
-        return threshold(scores, class_ids, background=self.background)
+        return threshold(_relative(scores, self.percentile), class_ids, background=self.background)
 
 
 class DenseCrf(_Step):
@@ -148,6 +151,7 @@ class DenseCrf(_Step):
 
     Args:
         background: constant score of the background, in [0, 1]; not read if ``power`` is set.
+        percentile: scores are relative to this percentile of each map (PaS) instead of its maximum.
         power: alpha of a background score (1 - max)^alpha instead of the constant.
         unary: "soft", from the scores, or "hard", from the thresholded labels.
         gt_prob: with "hard", how far such a label is trusted, in (0, 1).
@@ -160,6 +164,7 @@ class DenseCrf(_Step):
         self,
         *,
         background: float = 0.3,
+        percentile: float | None = None,
         power: float | None = None,
         unary: str = "soft",
         gt_prob: float = 0.7,
@@ -171,6 +176,7 @@ class DenseCrf(_Step):
         bilateral_compat: float = DEEPLAB["bilateral_compat"],
     ) -> None:
         self.background = background
+        self.percentile = percentile
         self.power = power
         self.unary = unary
         self.gt_prob = gt_prob
@@ -185,6 +191,7 @@ class DenseCrf(_Step):
             raise _config_error(self, "unary", "soft or hard")
         _check(self, "gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
         _check(self, "iterations", lambda value: value >= 1 and value == int(value), "a whole number of 1 or more")
+        _check_percentile(self)
         if self.power is not None:
             _check(self, "power", lambda value: value > 0, "a positive number, or null for a constant background")
         for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
@@ -200,6 +207,7 @@ class DenseCrf(_Step):
 
     def posterior(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """``(K + 1, H, W)`` float32, background first."""
+        scores = _relative(scores, self.percentile)
         background = self.background if self.power is None else power_background(scores, alpha=self.power)
         if self.unary == "hard" and len(class_ids):
             labels = threshold(scores, class_ids, background=background)
@@ -278,6 +286,16 @@ class Refiner:
 
 def _default(value: Any, default: Any) -> Any:
     return default if value is None else value
+
+
+def _relative(scores: np.ndarray, percentile: float | None) -> np.ndarray:
+    """Scores relative to a percentile of each map; None leaves them relative to its maximum."""
+    return scores if percentile is None else percentile_scale(scores, percentile=percentile)
+
+
+def _check_percentile(step: Any) -> None:
+    if step.percentile is not None:
+        _check(step, "percentile", lambda value: 0 < value <= 100, "above 0 to 100, or null")
 
 
 def _check(step: Any, name: str, holds: Callable[[float], bool], expected: str) -> None:

@@ -42,3 +42,24 @@ def power_background(scores: np.ndarray, *, alpha: float) -> np.ndarray:
     """
     best = scores.max(axis=0, initial=0)
     return ((1 - np.minimum(best, 1)) ** alpha).astype(np.float32)
+
+
+def percentile_scale(scores: np.ndarray, *, percentile: float) -> np.ndarray:
+    """Divide each map by its own percentile instead of its maximum (PaS; Bae et al., 2020, Eq. 6).
+
+    A threshold t on the result is the threshold t * percentile(map) on the map. A map that is positive on so few pixels
+    that its percentile is 0 becomes 1 wherever it is positive, which is what that threshold then says.
+
+    Args:
+        scores: ``(K, H, W)`` in [0, 1].
+        percentile: above 0, up to 100 (the maximum); 98 in the paper, 90 in the authors' earlier release.
+
+    Returns:
+        ``(K, H, W)`` float32 in [0, 1].
+    """
+    if not scores.size:
+        return scores.astype(np.float32, copy=False)
+    reference = np.percentile(scores, percentile, axis=(1, 2), keepdims=True).astype(np.float32)
+    silent = reference <= 0
+    scaled = np.minimum(scores / np.where(silent, np.float32(1), reference), np.float32(1))
+    return np.where(silent, scores > 0, scaled).astype(np.float32)

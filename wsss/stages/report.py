@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +17,16 @@ from omegaconf import OmegaConf
 
 from wsss.artifacts import Artifact, read_json
 from wsss.build import build
+from wsss.cams.prototypes import Prototypes
 from wsss.config import Labels
 from wsss.console import table
 from wsss.data.transforms import to_tensor
 from wsss.models.segmenter import predict_labels
-from wsss.report import GalleryRow, ReportData, StageSummary, write_report
+from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
 from wsss.stages.context import device_of
 from wsss.stages.segmenter import PREDICTIONS
 from wsss.training.shells import to_unit
+from wsss.viz import resize_to
 
 if TYPE_CHECKING:
     from wsss.pipeline import Pipeline
@@ -37,6 +41,18 @@ HEADLINE = (
     ("segmenter", "miou", "final val mIoU"),
     ("segmenter", "ceiling", "fully supervised ceiling"),
 )
+
+PROTOTYPES_SHOWN = 8
+"""Prototypes of one class, and of its context, on the page."""
+
+ALL_PROTOTYPES_SHOWN = 400
+"""Prototypes on the page. Sets of many classes show fewer of each."""
+
+PATCHES_SHOWN = 3
+PATCH_SIDE = 64
+
+PATCH_CELLS = 3
+"""Side of a patch in cells of the feature grid: a feature sees more than its own cell."""
 
 
 def write_reports(pipeline: Pipeline, *, headline: bool = False) -> None:
@@ -85,6 +101,7 @@ def _write(pipeline: Pipeline) -> Path:
             stages=stages,
             training_rows=_training_rows(pipeline) if pipeline.needs("segmenter") else (),
             validation_rows=_validation_rows(pipeline),
+            prototypes=_prototype_rows(pipeline) if pipeline.needs("segmenter") else (),
             ceiling=ceiling.get("miou"),
             ceiling_iou=ceiling.get("iou"),
             environment={key: manifest[key] for key in ("git_commit", "versions", "hardware")},
@@ -156,6 +173,73 @@ def _validation_rows(pipeline: Pipeline) -> list[GalleryRow]:
     return [
         _row(pipeline, id, note, scores.get(id), segmenter.read_mask(id, folder=PREDICTIONS)) for id, note in chosen
     ]
+
+
+def _prototype_rows(pipeline: Pipeline) -> list[PrototypeRow]:
+    """What the seeds were made from, where their method learnt prototypes; with regions of the training images."""
+    tensors = pipeline.artifact("seeds").read_tensors("prototypes")
+    if tensors is None:
+        return []
+    found, data = Prototypes.from_tensors(tensors), pipeline.data
+    kinds = [(id, context) for id in found.class_ids.unique().tolist() for context in (False, True)]
+    groups = [((found.class_ids == id) & (found.context == context)).nonzero()[:, 0] for id, context in kinds]
+    limit = max(1, min(PROTOTYPES_SHOWN, ALL_PROTOTYPES_SHOWN // len(kinds)))
+    kept = [group[found.kept[group]] for group in groups]
+    patches = _patches(pipeline, found, [at for group in kept for at in group[:limit].tolist()], data.ids(data.train))
+    return [
+        PrototypeRow(
+            class_id=class_id,
+            context=context,
+            clusters=len(group),
+            kept=len(chosen),
+            views=[
+                PrototypeView(float(found.probabilities[at]), int(found.sizes[at]), patches[at])
+                for at in chosen[:limit].tolist()
+            ],
+        )
+        for (class_id, context), group, chosen in zip(kinds, groups, kept, strict=True)
+        if len(group)
+    ]
+
+
+def _patches(
+    pipeline: Pipeline, found: Prototypes, shown: Sequence[int], ids: Sequence[str]
+) -> dict[int, list[np.ndarray]]:
+    """For each shown prototype the image regions nearest to it. Every image is read once."""
+    wanted = [
+        (image, at, rank)
+        for at in shown
+        for rank, image in enumerate(found.patch_images[at, :PATCHES_SHOWN].tolist())
+        if image >= 0
+    ]
+    patches: dict[int, list[np.ndarray]] = {at: [] for at in shown}
+    crops = {}
+    for image, places in groupby(sorted(wanted), key=itemgetter(0)):
+        pixels = pipeline.data.image(ids[image])
+        for _, at, rank in places:
+            region = crop_around(pixels, found.patch_cells[at, rank].tolist())
+            crops[at, rank] = resize_to(region, PATCH_SIDE, height=PATCH_SIDE)
+    for at, rank in sorted(crops):
+        patches[at].append(crops[at, rank])
+    return patches
+
+
+def crop_around(image: np.ndarray, cell: Sequence[int]) -> np.ndarray:
+    """A square of ``PATCH_CELLS`` cells around one cell of the feature grid, moved so that it lies inside the image.
+
+    Args:
+        image: ``(H, W, 3)``.
+        cell: row and column of the cell, rows and columns of the grid.
+
+    >>> crop_around(np.zeros((60, 100, 3)), (0, 4, 6, 10)).shape
+    (30, 30, 3)
+    """
+    row, column, rows, columns = cell
+    height, width = image.shape[:2]
+    side = max(1, min(height, width, round(PATCH_CELLS * max(height / rows, width / columns))))
+    top = min(max(0, round((row + 0.5) * height / rows - side / 2)), height - side)
+    left = min(max(0, round((column + 0.5) * width / columns - side / 2)), width - side)
+    return image[top : top + side, left : left + side]
 
 
 def _row(pipeline: Pipeline, id: str, note: str, miou: float | None, prediction: np.ndarray) -> GalleryRow:

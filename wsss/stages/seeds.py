@@ -17,15 +17,16 @@ from wsss.artifacts import Artifact, Seeds
 from wsss.build import build as build_node
 from wsss.cams import CamMethod, seed_scores
 from wsss.cams.functional import resize_maps
-from wsss.config import SeedsConfig
+from wsss.config import EvaluationConfig, SeedsConfig
 from wsss.console import Bar, progress
 from wsss.data import VocLayout, WholeImages
-from wsss.data.loading import Batch, cores, worker_count
+from wsss.data.loading import Batch, ImageGroups, cores, worker_count
 from wsss.data.transforms import to_tensor
 from wsss.metrics import ThresholdCurve, summarize
 from wsss.metrics.confusion import jsonable
 from wsss.models import Classifier
-from wsss.refine.threshold import threshold
+from wsss.models.folding import fold_batch_norm
+from wsss.refine.threshold import percentile_scale, threshold
 from wsss.stages.context import Context, Outcome, device_of, image_tags, label_names, pictures
 from wsss.training.fit import make_trainer
 from wsss.training.shells import to_unit
@@ -52,35 +53,43 @@ def run(context: Context, parts: Parts) -> Outcome:
     config, data, artifact = context.config, context.data, context.artifact
     ids = data.ids(data.train)
     context.upstream["classifier"].read_weights(parts.network)
-    _fit_method(context, parts)
+    network = parts.network
+    if config.seeds.fold_batch_norm:
+        network = fold_batch_norm(network, keep=parts.method.tapped(network))
+    _fit_method(context, parts.method, network)
 
-    left = [id for id in ids if not artifact.has_seeds(id)]
+    # groups over all images, so that a resumed stage computes in the company in which it would have
+    groups = _groups(data, ids, config.seeds.batch_size)
+    left = [group for group in groups if not all(artifact.has_seeds(ids[at]) for at in group)]
     if left:
         loader = DataLoader(
-            WholeImages(data, left), batch_size=None, num_workers=worker_count(config.workers, most=max(0, cores() - 2))
+            ImageGroups(WholeImages(data, ids), left),
+            batch_size=None,
+            num_workers=worker_count(config.workers, most=max(0, cores() - 2)),
         )
         bar: Bar[Any]
-        with progress(len(ids), "seeds", unit="img", completed=len(ids) - len(left)) as bar:
-            shell = SeedShell(parts.network, parts.method, artifact, left, config.seeds, bar)
-            # always in full precision: gradients of small activations vanish in half precision, and maps with them
-            trainer = make_trainer(config.trainer, loggers=[], callbacks=[], inference_mode=False, precision="32-true")
+        with progress(len(ids), "seeds", unit="img", completed=len(ids) - sum(map(len, left))) as bar:
+            shell = SeedShell(network, parts.method, artifact, ids, config.seeds, bar)
+            # a precision of its own: maps of a network that was trained in half precision are still best in full
+            trainer = make_trainer(
+                config.trainer, loggers=[], callbacks=[], inference_mode=False, precision=config.seeds.precision
+            )
             trainer.predict(shell, loader, return_predictions=False)
 
     metrics, summary = evaluate(context)
-    fixed = config.evaluation.seed_threshold
-    seeds_at = {"seeds": lambda id: _thresholded(artifact, id, fixed), "truth": data.mask}
+    seeds_at = {"seeds": lambda id: _thresholded(artifact, id, config.evaluation), "truth": data.mask}
     context.tracker.log_images("seeds", pictures(data, ids, seeds_at))
     return Outcome(metrics, summary, image_tags(data), {"method": parts.method.describe(parts.network)})
 
 
 class SeedShell(pl.LightningModule):
-    """Computes and writes the seeds of one image per step; Lightning brings device and precision.
+    """Computes and writes the seeds of a few images per step; Lightning brings device and precision.
 
     Args:
         network: the trained classifier.
         method: the CAM method.
         artifact: where seeds are written.
-        ids: the images, in the loader's order.
+        ids: the images, in the order of the loader's data set.
         settings: views and stride.
         bar: advanced after each image.
     """
@@ -99,33 +108,44 @@ class SeedShell(pl.LightningModule):
         self.method, self.artifact, self.ids = method, artifact, ids
         self.settings, self.bar = settings, bar
 
-    def predict_step(self, batch: Batch) -> str:
-        """Compute and write the seeds of one image; returns its id."""
-        id = self.ids[int(batch["index"])]
-        image = to_unit(batch["image"])
-        class_ids = [int(index) + 1 for index in batch["tags"].nonzero()]
+    def predict_step(self, batch: list[Batch]) -> list[str]:
+        """Compute and write the seeds of a few images; returns their ids."""
+        ids = [self.ids[int(item["index"])] for item in batch]
+        images = [to_unit(item["image"]) for item in batch]
+        class_ids = [[int(index) + 1 for index in item["tags"].nonzero()] for item in batch]
         try:
             scores = seed_scores(
                 self.method,
                 self.network,
-                image,
+                images,
                 class_ids,
                 scales=self.settings.scales,
                 flip=self.settings.flip,
                 stride=self.settings.stride,
             )
         except FloatingPointError as error:
+            message, at = error.args
             raise FloatingPointError(
-                f"image {id}: {error}. Is the classifier trained with a learning rate too high?"
+                f"image {ids[at]}: {message}. Is the classifier trained with a learning rate too high?"
             ) from None
-        self.artifact.write_seeds(
-            id, Seeds(np.array(class_ids), scores.cpu().numpy(), (image.shape[-2], image.shape[-1]))
-        )
-        self.bar.advance()
-        return id
+        for id, image, classes, maps in zip(ids, images, class_ids, scores, strict=True):
+            size = (image.shape[-2], image.shape[-1])
+            self.artifact.write_seeds(id, Seeds(np.array(classes), maps.cpu().numpy(), size))
+            self.bar.advance()
+        return ids
 
 
-def _fit_method(context: Context, parts: Parts) -> None:
+def _groups(data: VocLayout, ids: Sequence[str], size: int) -> list[list[int]]:
+    """Positions in ``ids`` by groups of at most ``size``, each of images of one size."""
+    if size == 1:
+        return [[at] for at in range(len(ids))]
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for at, id in enumerate(ids):
+        by_shape.setdefault(data.image_size(id), []).append(at)
+    return [found[i : i + size] for found in by_shape.values() for i in range(0, len(found), size)]
+
+
+def _fit_method(context: Context, method: CamMethod, network: Classifier) -> None:
     """Let the method learn from the training images, once; a resumed stage takes back what was learnt."""
     state = context.artifact.read_tensors("prototypes")
     if state is None:
@@ -135,11 +155,11 @@ def _fit_method(context: Context, parts: Parts) -> None:
             for id in data.ids(data.train):
                 yield to_unit(to_tensor(data.image(id))).to(device), data.class_ids(id)
 
-        state = parts.method.fit(parts.network.to(device), images())
+        state = method.fit(network.to(device), images())
         if state:
             context.artifact.write_tensors("prototypes", state)
     if state:
-        parts.method.restore(state)
+        method.restore(state)
 
 
 def full_size_scores(seeds: Seeds) -> Tensor:
@@ -147,9 +167,15 @@ def full_size_scores(seeds: Seeds) -> Tensor:
     return resize_maps(torch.from_numpy(seeds.scores), seeds.size)
 
 
-def _thresholded(artifact: Artifact, id: str, background: float) -> Any:
+def _measured_scores(seeds: Seeds, config: EvaluationConfig) -> np.ndarray:
+    """The scores that thresholds are compared with, ``(K, H, W)``."""
+    scores = full_size_scores(seeds).numpy()
+    return scores if config.seed_percentile is None else percentile_scale(scores, percentile=config.seed_percentile)
+
+
+def _thresholded(artifact: Artifact, id: str, config: EvaluationConfig) -> Any:
     seeds = artifact.read_seeds(id)
-    return threshold(full_size_scores(seeds).numpy(), seeds.class_ids, background=background)
+    return threshold(_measured_scores(seeds, config), seeds.class_ids, background=config.seed_threshold)
 
 
 def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
@@ -168,13 +194,14 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     curve = ThresholdCurve(len(names), thresholds)
     for id in progress(ids, "seeds: evaluation", unit="img"):
         seeds = context.artifact.read_seeds(id)
-        curve.update(data.truth(id), seeds.class_ids, full_size_scores(seeds).numpy())
+        curve.update(data.truth(id), seeds.class_ids, _measured_scores(seeds, config))
     best, miou_best = curve.best()
     metrics = {
         **summarize(curve.confusion(config.seed_threshold), names),
         "threshold": config.seed_threshold,
         "threshold_best": best,
         "miou_best": jsonable(miou_best),
+        "best": summarize(curve.confusion(best), names),
         "curve": [[at, jsonable(value)] for at, value in curve.curve()],
         "images": len(ids),
     }
