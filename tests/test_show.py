@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import wsss  # noqa: F401  # isort: skip  # before timm, which imports torchvision
 
-import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -232,15 +231,6 @@ def test_a_method_that_learns_does_so_from_the_images_given(model, photo):
     learner, plain = Learner(), show.cam_methods(["cam"], model)
     assert show.learn({"learner": learner, **plain}, model, [picture, picture]) == ["learner"]
     assert learner.seen == [(208,), (208,)]
-
-
-def test_warnings_about_classes_that_are_not_shown_are_left_out(caplog):
-    logger = logging.getLogger("wsss.cams.prototypes")
-    with show._quiet_about_other_classes({7}):
-        logger.warning("class %d has no image", 7)
-        logger.warning("class %d has no image", 8)
-    logger.warning("class %d has no image", 9)
-    assert caplog.messages == ["class 7 has no image", "class 9 has no image"]
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -417,26 +416,9 @@ def learn(methods: Mapping[str, CamMethod], model: Model, pictures: Sequence[Pic
     learnt = []
     for name, method in methods.items():
         pairs = ((_tensor(picture, model), picture.class_ids) for picture in pictures)
-        with _quiet_about_other_classes({id for picture in pictures for id in picture.class_ids}):
-            if method.fit(model.network, pairs):
-                learnt.append(name)
+        if method.fit(model.network, pairs):
+            learnt.append(name)
     return learnt
-
-
-@contextmanager
-def _quiet_about_other_classes(class_ids: set[int]) -> Iterator[None]:
-    """A method that learns warns of each class without an image; of the thousand classes, few are meant to have one."""
-    logger = logging.getLogger("wsss.cams.prototypes")
-
-    def concerns_us(record: logging.LogRecord) -> bool:
-        first = record.args[0] if isinstance(record.args, tuple) and record.args else None
-        return not isinstance(first, int) or first in class_ids
-
-    logger.addFilter(concerns_us)
-    try:
-        yield
-    finally:
-        logger.removeFilter(concerns_us)
 
 
 def compute(

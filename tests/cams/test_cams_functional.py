@@ -66,7 +66,7 @@ def test_nwc_cam() -> None:
 
 
 def test_grad_cam_plus_plus() -> None:
-    """Channel 1: sum A = 3, alpha at g = 4 is 1 / (2 + 12), weight 4 / 14. Channel 2: g = 3, 1 / (2 + 9), weight 3 / 11."""
+    """Channel 1: sum A = 3, alpha at g = 4 is 1 / (2 + 12), weight 4/14. Channel 2: g = 3, 1 / (2 + 9), 3/11."""
     expected = row(4 / 14 + 3 * 3 / 11, 2 * 4 / 14)
     torch.testing.assert_close(grad_cam_plus_plus(ACTIVATIONS, GRADIENTS), expected)
 

@@ -310,7 +310,7 @@ def test_a_layer_with_none_before_it_cannot_be_avoided(network: Classifier) -> N
 
 
 def test_score_cam_by_hand(transparent: Classifier) -> None:
-    """Each colour, stretched to [0,1], masks the image; the scores of class 2 are twice the mean of what blue is left."""
+    """Each colour, stretched to [0,1], masks the image; the scores of class 2 are twice the mean of the blue left."""
     red, green, blue = PIXELS[0, :, 0]
     masks = [(channel - channel.min()) / (channel.max() - channel.min()) for channel in (red, green, blue)]
     scores = torch.stack([2 * (mask * blue).mean() for mask in masks])

@@ -442,20 +442,32 @@ def test_without_a_sure_cluster_the_best_is_kept(caplog: pytest.LogCaptureFixtur
     assert torch.equal(foreground, torch.tensor([RED]))
     assert len(context) == 1
     said = caplog.text
-    assert (
-        "class 1: no foreground cluster has a probability above 0.9 (mu_f); the best one, with 0.545, is kept" in said
-    )
+    assert "class 1: no foreground cluster has a probability above 0.9 (mu_f); kept are 1, the best with 0.545" in said
     assert "class 1: no context cluster has a probability in [0, 0.1)" in said
+
+
+def test_the_relative_fallback_keeps_those_close_to_the_best(caplog: pytest.LogCaptureFixture) -> None:
+    """Two classes with the same weights share the probability: 0.5 at most for red, less for the mixture."""
+    weights = torch.tensor([RED, RED]) * 6
+    images: Images = [(picture(RED, (0.8, 0.6, 0.0), (0.1, 0.9, 0.1)), [1, 2])]
+    counts = {}
+    for fallback in ("best", "relative"):
+        method = Lpcam(clusters=3, tau=0.01, mu_f=0.9, fallback=fallback)
+        found = Prototypes.from_tensors(method.fit(network_of(weights), images))
+        counts[fallback] = len(found.of(1)[0])
+        assert found.probabilities[(found.class_ids == 1) & ~found.context].max() <= 0.5
+    assert counts == {"best": 1, "relative": 3}
 
 
 def test_a_class_that_is_never_marked_has_its_weights(caplog: pytest.LogCaptureFixture) -> None:
     """Class 1 is silent on its images, class 2 has none."""
     network = network_of(SHARP)
     method = Lpcam(clusters=2)
-    with caplog.at_level(logging.WARNING, "wsss"):
+    with caplog.at_level(logging.INFO, "wsss"):
         found = Prototypes.from_tensors(method.fit(network, [(picture(BLUE, GREEN), [1]), (picture(RED), [])]))
+    assert "no position is marked by the CAM of the classes [1]; their weights stand in" in caplog.text
+    assert "1 classes have no image; their weights stand in" in caplog.text
     for class_id in (1, 2):
-        assert f"class {class_id}: no training image has a position that its CAM marks" in caplog.text
         assert torch.equal(found.of(class_id)[0], SHARP[[class_id - 1]])
     assert found.sizes.tolist() == [0, 1, 1, 0]
     assert found.patch_images[found.sizes == 0].unique().tolist() == [-1]

@@ -225,7 +225,7 @@ def test_images_of_one_size_share_a_forward_pass() -> None:
 
 
 def test_the_image_whose_map_is_not_finite_is_told() -> None:
+    images = [torch.rand(3, 32, 32), torch.full((3, 32, 32), torch.nan)]
     with pytest.raises(FloatingPointError) as caught:
-        images = [torch.rand(3, 32, 32), torch.full((3, 32, 32), torch.nan)]
         seed_scores(Colours(), None, images, [[1], [1]], scales=(1.0,), flip=False, stride=4)
     assert caught.value.args[1] == 1

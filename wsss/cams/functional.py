@@ -54,9 +54,10 @@ def grad_cam(activations: Tensor, gradients: Tensor) -> Tensor:
 def grad_cam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     """Grad-CAM++ map of one layer (Chattopadhay et al., WACV 2018; LayerCAM paper, Eqs. 4-5).
 
-    Weight of channel k: the sum over positions of alpha * relu(g), where alpha = g^2 / (2 g^2 + sum_ab(A_ab) g^3). Where
-    g is not 0 that is 1 / (2 + sum_ab(A_ab) g), which loses nothing where g^2 is too small for a float. Alpha is 0 where
-    its denominator is. Unlike the other maps this one is not proportional to the gradients: they must come unscaled.
+    Weight of channel k: the sum over positions of alpha * relu(g), where alpha = g^2 / (2 g^2 + sum_ab(A_ab) g^3).
+    Where g is not 0 that is 1 / (2 + sum_ab(A_ab) g), which loses nothing where g^2 is too small for a float. Alpha is
+    0 where its denominator is. Unlike the other maps this one is not proportional to the gradients: they must come
+    unscaled.
 
     Args:
         activations: ``(N, C, H, W)``, after the layer's ReLU.
@@ -114,7 +115,7 @@ def layer_cam_normal(activations: Tensor, gradients: Tensor) -> Tensor:
 def zoom_cam(activations: Tensor, gradients: Tensor) -> Tensor:
     """Zoom-CAM map of one layer (Shi et al., ICPR 2020, Eq. 9). One layer of it is ``layer_cam_normal``.
 
-    What sets Zoom-CAM apart is what follows: ``min_max_scale`` of each layer, then the maximum over all layers (Eq. 10).
+    What sets Zoom-CAM apart is what follows: ``min_max_scale`` of each layer, then the maximum over layers (Eq. 10).
 
     Args:
         activations: ``(N, C, H, W)``, after the layer's ReLU.
@@ -131,8 +132,8 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
 
     Args:
         activations: ``(N, C, H, W)``.
-        scores: ``(N, C)``, the class logit of the input masked by each channel. A constant added to all of them, such as
-            the score of a baseline image, changes nothing: channels are weighted by a softmax over them.
+        scores: ``(N, C)``, the class logit of the input masked by each channel. A constant added to all of them, such
+            as the score of a baseline image, changes nothing: channels are weighted by a softmax over them.
 
     Returns:
         ``(N, H, W)``, non-negative, not normalised.
@@ -143,8 +144,8 @@ def score_cam(activations: Tensor, scores: Tensor) -> Tensor:
 def pool_grid(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
     """What a 2x2 average pooling after the layer would see: a remedy for the grid artefacts of strided layers.
 
-    A layer of stride 2 gives its input gradients that alternate from one position to the next, and products of gradient and
-    activation then show a grid. The gradient w.r.t. the pooled activation is the sum over its 2x2 cell.
+    A layer of stride 2 gives its input gradients that alternate from one position to the next, and products of
+    gradient and activation then show a grid. The gradient w.r.t. the pooled activation is the sum over its 2x2 cell.
 
     Args:
         activations: ``(N, C, H, W)``.

@@ -34,9 +34,9 @@ STAGES = range(1, 6)
 class CamMethod(ABC):
     """One way to compute class activation maps.
 
-    The seeds stage calls ``fit`` once, ``layer_maps`` for every view of a batch of images (scales, flips), adds the views
-    up layer by layer, and calls ``fuse`` on the sums. A gradient method, one that runs masked forward passes and one
-    that learns prototypes from the data set all fit this shape.
+    The seeds stage calls ``fit`` once, ``layer_maps`` for every view of a batch of images (scales, flips), adds the
+    views up layer by layer, and calls ``fuse`` on the sums. A gradient method, one that runs masked forward passes and
+    one that learns prototypes from the data set all fit this shape.
     """
 
     def check(self, network: Classifier) -> None:
@@ -274,7 +274,7 @@ class GradientCam(LayeredCam):
 
 
 def feeds_a_stride(network: Classifier, layer: str) -> bool:
-    """Whether ``layer`` is the last activated layer of its size, and not of the last size: what comes next halves it."""
+    """Whether ``layer`` is the last activated layer of its size, and a smaller size follows."""
     order, strides = list(network.activated), network.activated
     if layer not in order or layer == order[-1]:
         return False
@@ -316,7 +316,7 @@ class LayerCamNormal(GradientCam):
 
 
 class ZoomCam(GradientCam):
-    """Zoom-CAM (``functional.zoom_cam``): each layer is scaled by its minimum and maximum before the layers are fused."""
+    """Zoom-CAM (``functional.zoom_cam``): layers are scaled by their minimum and maximum before they are fused."""
 
     combine = staticmethod(functional.zoom_cam)
     normalise = staticmethod(functional.min_max_scale)
@@ -328,8 +328,8 @@ class ScoreCam(LayeredCam):
     The masked passes do not depend on the class, so all classes of an image share them.
 
     Args:
-        channels: only the channels with the largest maxima, or null for all. A few channels give another map: on natural
-            images with 64 of 320 it correlates 0.72 to 0.85 with the exact one.
+        channels: only the channels with the largest maxima, or null for all. A few channels give another map: on
+            natural images with 64 of 320 it correlates 0.72 to 0.85 with the exact one.
         chunk: masked images in one pass; bounds the memory.
         options: see ``LayeredCam``.
 

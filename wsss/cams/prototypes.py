@@ -27,6 +27,7 @@ from wsss.models.classifier import Classifier
 log = logging.getLogger(__name__)
 
 Over = Literal["classes", "centres"]
+Fallback = Literal["best", "relative"]
 
 ITERATIONS = 25
 """Rounds of k-means; the objective has settled by then."""
@@ -336,6 +337,9 @@ class Lpcam(FeatureCam):
             do with the class cannot be confused with it. Not in the paper; the released program has 0.05 on VOC.
         images_per_class: images sampled for each class; None takes all of them. Paper: 100 on COCO.
         probability_over: ``classes`` or ``centres``, see ``class_probabilities``.
+        fallback: what is kept of a class whose centres all lie below mu_f: the ``best`` one alone, or also those above
+            mu_f times its probability (``relative``; ours). Two classes that always come together share the
+            probability, so that none of their centres passes.
         memory_mib: of all pools together.
         seed: of the samples and of k-means.
 
@@ -354,6 +358,7 @@ class Lpcam(FeatureCam):
         context_floor: float = 0.0,
         images_per_class: int | None = None,
         probability_over: Over = "classes",
+        fallback: Fallback = "best",
         memory_mib: int = 2048,
         seed: int = 0,
     ) -> None:
@@ -364,12 +369,13 @@ class Lpcam(FeatureCam):
         _require(0 <= context_floor < mu_b, "context_floor", context_floor, f"at least 0 and below cam.mu_b={mu_b}")
         _require(images_per_class is None or images_per_class >= 1, "images_per_class", images_per_class, "1 or more")
         _require(probability_over in ("classes", "centres"), "probability_over", probability_over, "classes or centres")
+        _require(fallback in ("best", "relative"), "fallback", fallback, "best or relative")
         _require(memory_mib >= 1, "memory_mib", memory_mib, "at least 1")
         _require(seed >= 0, "seed", seed, "at least 0")
         self.clusters, self.tau, self.mu_f, self.mu_b = clusters, tau, mu_f, mu_b
         self.context, self.context_floor = context, context_floor
         self.images_per_class, self.probability_over = images_per_class, probability_over
-        self.memory_mib, self.seed = memory_mib, seed
+        self.fallback, self.memory_mib, self.seed = fallback, memory_mib, seed
         self.prototypes: Prototypes | None = None
         self._directions = torch.empty(0, 0)
 
@@ -396,18 +402,20 @@ class Lpcam(FeatureCam):
         weights = _weights(network)
         foreground, context = self._pools(network, weights, images)
         rows: list[Prototypes] = []
+        stand_ins = []
         for class_id in range(1, len(weights) + 1):
             if class_id in foreground and len(foreground[class_id]):
                 rows.append(self._select(foreground.pop(class_id), weights, class_id, context=False))
             else:
-                log.warning(
-                    "LPCAM, class %d: no training image has a position that its CAM marks; "
-                    "the classifier's own weights stand in for prototypes",
-                    class_id,
-                )
+                stand_ins.append(class_id)
                 rows.append(_stand_in(weights, class_id, self.probability_over))
             if class_id in context and len(context[class_id]):
                 rows.append(self._select(context.pop(class_id), weights, class_id, context=True))
+        silent = [class_id for class_id in stand_ins if class_id in foreground]
+        if silent:
+            log.warning("LPCAM: no position is marked by the CAM of the classes %s; their weights stand in", silent)
+        if len(stand_ins) > len(silent):
+            log.info("LPCAM: %d classes have no image; their weights stand in", len(stand_ins) - len(silent))
         state = {
             field.name: torch.cat([getattr(row, field.name) for row in rows]).contiguous()
             for field in fields(Prototypes)
@@ -498,13 +506,12 @@ class Lpcam(FeatureCam):
             rule, best = f"above {self.mu_f:g} (mu_f)", probabilities.argmax()
         if not kept.any():
             kept[best] = True
+            if self.fallback == "relative" and not context:
+                kept |= probabilities > self.mu_f * probabilities[best]
             log.warning(
-                "LPCAM, class %d: no %s cluster has a probability %s; the best one, with %.3f, is kept",
-                class_id,
-                "context" if context else "foreground",
-                rule,
-                probabilities[best],
-            )
+                "LPCAM, class %d: no %s cluster has a probability %s; kept are %d, the best with %.3f",
+                class_id, "context" if context else "foreground", rule, int(kept.sum()), probabilities[best],
+            )  # fmt: skip
         patches = [_nearest(points[mine], places[mine], centre) for mine, centre in zip(members, centres, strict=True)]
         return Prototypes(
             centres=centres,

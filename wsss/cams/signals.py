@@ -93,8 +93,8 @@ def class_gradients(
         class_ids: for each of the N items, the classes in 1..C.
 
     Yields:
-        For k = 0, 1, ...: the items that have a k-th class, and one ``(N, D, h, w)`` gradient a layer, of which only the
-        rows of those items mean something. Without any class, one round of no item.
+        For k = 0, 1, ...: the items that have a k-th class, and one ``(N, D, h, w)`` gradient a layer, of which only
+        the rows of those items mean something. Without any class, one round of no item.
     """
     rounds = max(map(len, class_ids), default=0)
     if not rounds:

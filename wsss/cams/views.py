@@ -29,8 +29,8 @@ def seed_scores(
     """Maps of the classes of each image, over all views.
 
     Each view gives one map per layer and class. Maps of the mirrored view are mirrored back; views are added layer by
-    layer; then the layers are fused and the result is scaled to its peak, once. Images of one size go through the network
-    together; what comes out does not depend on who goes with whom.
+    layer; then the layers are fused and the result is scaled to its peak, once. Images of one size go through the
+    network together; what comes out does not depend on who goes with whom.
 
     Args:
         method: computes the maps of a view.
@@ -42,7 +42,8 @@ def seed_scores(
         stride: the maps have one value per ``stride`` pixels.
 
     Returns:
-        For each image ``(K, ceil(H / stride), ceil(W / stride))`` float32 in [0,1], on its device; K counts its classes.
+        For each image ``(K, ceil(H / stride), ceil(W / stride))`` float32 in [0,1], on its device; K counts its
+        classes.
 
     Raises:
         FloatingPointError: a map holds a value that is not finite; ``args[1]`` is the position of the image.
