@@ -281,7 +281,7 @@ def test_mandatory_root_of_a_set_of_ones_own(tmp_path: Path):
     ("override", "told"),
     [
         ("+cam.gama=1", "gama"),
-        ("cam.layers=[2,3,9]", "no stage 9"),
+        ("cam.stages=[2,3,9]", "no stage 9"),
         ("seeds.scales=[]", "seeds.scales"),
         ("seeds.stride=0", "seeds.stride"),
         ("+refiner.labelling.backgruond=0.2", "backgruond"),

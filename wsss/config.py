@@ -70,8 +70,8 @@ class SeedsConfig:
     flip: bool = True
     stride: int = 4
     batch_size: int = 1  # images of one size that go through the network together; more pays on GPUs
-    precision: str = "32-true"  # or bf16-mixed, 16-mixed: faster on GPUs, coarser
-    fold_batch_norm: bool = True  # into the convolutions: faster, maps change by less than 0.001
+    precision: str = "32-true"  # or bf16-mixed, 16-mixed (GPU): faster there, coarser
+    fold_batch_norm: bool = True  # into the convolutions: faster, the same maps up to rounding
 
 
 @dataclass

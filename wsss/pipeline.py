@@ -29,7 +29,7 @@ from wsss.data import VocLayout
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, DataError, MissingArtifact
 from wsss.stages import classifier, labels, seeds, segmenter
-from wsss.stages.context import Context, Outcome
+from wsss.stages.context import Context, Outcome, device_of
 from wsss.tracking import TrackerFactory, Trackers
 
 log = logging.getLogger(__name__)
@@ -263,6 +263,10 @@ class Pipeline:
     def _check_trainer(self) -> None:
         if self.config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ConfigError("trainer asks for a GPU, but torch sees none. Use trainer=default (or trainer=cpu)")
+        if device_of(self.config.trainer).type == "cpu":  # Lightning would compute in bf16, under the other's name
+            for key in ("trainer.precision", "seeds.precision"):
+                if OmegaConf.select(self.config, key) == "16-mixed":
+                    raise ConfigError(f"{key}=16-mixed needs a GPU, and this run has none. Use bf16-mixed or 32-true")
 
     def _warn_of_overlap(self) -> None:
         shared = sorted(set(self.data.ids(self.data.train)) & set(self.data.ids(self.data.val)))

@@ -474,7 +474,7 @@ def _painted(image: np.ndarray, scores: np.ndarray, threshold: float | None) -> 
     painted = overlay_scores(image, scores)
     if threshold is None:
         return painted
-    return overlay_labels(painted, (scores >= threshold).astype(np.uint8), alpha=0)  # its contour alone
+    return overlay_labels(painted, (scores > threshold).astype(np.uint8), alpha=0)  # its contour alone
 
 
 def _likelihood(picture: Picture, model: Model, class_id: int) -> str:

@@ -394,9 +394,13 @@ def test_cam_fuses_its_one_layer() -> None:
     [
         ({"stages": []}, r"neither cam.stages \(1 to 5\) nor cam.layers"),
         ({"stages": [5], "layers": ["a"]}, "both cam.stages and cam.layers name layers: set one of them to null"),
-        ({"layers": "some"}, "cam.layers=some must be a list of module names, all, or null"),
+        ({"layers": "some"}, "cam.layers=some must be a list, all, or null"),
+        ({"stages": 5}, "cam.stages=5 must be a list or null, for example"),
+        ({"tanh_layers": "abc"}, "cam.tanh_layers=abc must be a list or null"),
+        ({"layers": ["a"], "tanh_layers": [1]}, r"cam.tanh_layers names \[1\]: .* with cam.layers some of those"),
+        ({"layers": "all", "tanh_layers": ["a"]}, "with cam.layers=all nothing"),
         ({"stages": [5, 4, 5]}, r"cam.stages=\[5, 4, 5\] names a layer twice"),
-        ({"tanh_layers": [4, 9]}, r"cam.tanh_layers names \[9\], which is neither a stage"),
+        ({"tanh_layers": [4, 9]}, r"cam.tanh_layers names \[9\]: with cam.stages it holds stages"),
         ({"grid": "mend"}, "cam.grid='mend' is unknown; choose keep, before or pool"),
         ({"fusion": "sum"}, "cam.fusion='sum' is unknown; choose max, mean or product"),
         ({"gamma": 0}, "cam.gamma=0 must be above 0"),
@@ -412,6 +416,18 @@ def test_check_finds_missing_layers_before_any_work(network: Classifier) -> None
     LayerCam(layers=["encoder.3"]).check(network)
     with pytest.raises(ConfigError, match=r"no stage 2: this classifier has the stages \[1, 5\]"):
         LayerCam(stages=[5, 2]).check(network)
+
+
+def test_check_refuses_modules_that_give_no_map(network: Classifier) -> None:
+    LayerCam(layers=["encoder.0"]).check(network)
+    with pytest.raises(ConfigError, match=r"the module head does not give one feature map .* encoder.[14]"):
+        LayerCam(layers=["head"]).check(network)
+
+
+def test_a_grid_is_known_of_activated_layers_alone(network: Classifier) -> None:
+    LayerCam(layers=["encoder.3"]).check(network)
+    with pytest.raises(ConfigError, match=r"cam.grid=pool: encoder.3 is not among the layers \['encoder.1', "):
+        LayerCam(layers=["encoder.3"], grid="pool").check(network)
 
 
 def test_describe_says_which_tensor_a_stage_stands_for(network: Classifier) -> None:

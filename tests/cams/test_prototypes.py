@@ -446,6 +446,16 @@ def test_without_a_sure_cluster_the_best_is_kept(caplog: pytest.LogCaptureFixtur
     assert "class 1: no context cluster has a probability in [0, 0.1)" in said
 
 
+def test_without_a_context_cluster_above_the_floor_the_nearest_below_is_kept() -> None:
+    """Not the least related one, which the floor is there to leave out."""
+    images: Images = [(picture(RED, GREEN, BLUE), [1])]
+    weights = torch.tensor([RED, (0.0, 2.0, 0.0), (0.0, 0.0, 1.0)]) * 4
+    found = Prototypes.from_tensors(Lpcam(clusters=2, context_floor=0.3).fit(network_of(weights), images))
+    context = found.probabilities[found.context & found.kept]
+    assert context.tolist() == [found.probabilities[found.context].max()]
+    assert found.probabilities[found.context].max() < 0.3
+
+
 def test_the_relative_fallback_keeps_those_close_to_the_best(caplog: pytest.LogCaptureFixture) -> None:
     """Two classes with the same weights share the probability: 0.5 at most for red, less for the mixture."""
     weights = torch.tensor([RED, RED]) * 6
@@ -469,10 +479,9 @@ def test_a_class_that_is_never_marked_has_its_weights(caplog: pytest.LogCaptureF
     assert "1 classes have no image; their weights stand in" in caplog.text
     for class_id in (1, 2):
         assert torch.equal(found.of(class_id)[0], SHARP[[class_id - 1]])
-    assert found.sizes.tolist() == [0, 1, 1, 0]
+    assert found.sizes.tolist() == [0, 0]  # nor is there a context of what is not marked
     assert found.patch_images[found.sizes == 0].unique().tolist() == [-1]
-    assert len(found.of(1)[1]) == 2
-    assert not len(found.of(2)[1])
+    assert not len(found.of(1)[1])
     [maps] = method.layer_maps(network, picture(RED, GREEN)[None], [[2]])
     assert maps[0, 0, 0] == 0 < maps[0, 0, 1]
 
@@ -606,13 +615,13 @@ def test_a_state_of_something_else_is_refused() -> None:
 
 def test_the_description_holds_what_was_learnt() -> None:
     network, method = network_of(SHARP), Lpcam(clusters=1)
-    assert method.describe(network) == {"name": "Lpcam"}
+    assert method.describe(network) == {"name": "Lpcam", "positions_per_pool": 65_536}
     method.fit(network, IMAGES)
     described = method.describe(network)
     assert json.loads(json.dumps(described)) == described
     assert described["prototypes"]["1"] == {
-        "foreground": {"kept": 1, "clusters": 1, "probabilities": [1.0], "sizes": [3]},
-        "context": {"kept": 1, "clusters": 1, "probabilities": [0.5], "sizes": [2]},
+        "foreground": {"kept": 1, "clusters": 1, "chosen": [True], "probabilities": [1.0], "sizes": [3]},
+        "context": {"kept": 1, "clusters": 1, "chosen": [True], "probabilities": [0.5], "sizes": [2]},
     }
 
 

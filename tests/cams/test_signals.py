@@ -107,7 +107,7 @@ def test_hooks_are_gone_after_use_and_after_an_exception(network: nn.Sequential)
 
 
 def test_an_unknown_layer_leaves_no_hook_of_the_known_ones(network: nn.Sequential) -> None:
-    with pytest.raises(KeyError), recorded(network, ["0", "none"]):
+    with pytest.raises(AttributeError), recorded(network, ["0", "none"]):
         pass
     assert not any(state(network)[3])
 

@@ -58,13 +58,24 @@ def test_each_map_has_its_own_percentile():
     assert np.array_equal(percentile_scale(scores, percentile=90), np.ones((2, 2, 2)))
 
 
-def test_a_map_whose_percentile_is_zero_counts_wherever_it_is_positive():
-    scores = np.zeros((2, 10, 10), dtype=np.float32)
-    scores[0, 0, 0] = 0.01
+def test_above_their_percentiles_the_larger_quotient_wins():
+    """Medians 0.2 and 0.4: in the last pixel 4 against 2, and the score of the second stays in proportion."""
+    scores = np.array([[[0.1, 0.2, 0.8]], [[0.1, 0.4, 0.8]]], dtype=np.float32)
+    scaled = percentile_scale(scores, percentile=50)
+    assert np.allclose(scaled, [[[0.5, 1, 1]], [[0.25, 1, 0.5]]])
+    assert threshold(scaled[::-1], IDS[::-1], background=0.3)[0].tolist() == [7, 3, 7]
+
+
+def test_a_map_whose_percentile_is_zero_stays_relative_to_its_maximum():
+    """Not to become 1 wherever it is positive, and beat every other class there."""
+    scores = np.zeros((3, 20, 20), dtype=np.float32)
+    scores[0, 0, :2] = 0.01, 1.0
+    scores[1] = 0.5
     scaled = percentile_scale(scores, percentile=98)
-    assert scaled[0, 0, 0] == 1
-    assert scaled.sum() == 1
-    assert percentile_scale(scores[:0], percentile=98).shape == (0, 10, 10)
+    assert np.allclose(scaled[0, 0, :3], [0.01, 1, 0])
+    assert (scaled[1] == 1).all()
+    assert not scaled[2].any()
+    assert percentile_scale(scores[:0], percentile=98).shape == (0, 20, 20)
 
 
 def test_every_labelling_step_takes_a_percentile():

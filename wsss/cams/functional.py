@@ -109,7 +109,7 @@ def layer_cam_normal(activations: Tensor, gradients: Tensor) -> Tensor:
     Returns:
         ``(N, H, W)``, non-negative, not normalised.
     """
-    return (activations * gradients).sum(dim=1).relu()
+    return zoom_cam(activations, gradients)
 
 
 def zoom_cam(activations: Tensor, gradients: Tensor) -> Tensor:

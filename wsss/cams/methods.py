@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -131,7 +132,8 @@ class LayeredCam(CamMethod):
         stages: stage numbers, 1 (shallow) to 5 (last), the same for every network. The default is the last one.
         layers: module names instead, as in ``network.named_modules()``, or ``all``: every activated layer.
         fusion: how the maps of several layers become one: ``max``, ``mean`` or ``product``.
-        tanh_layers: stages or layers whose maps go through ``tanh_scale`` first, where they are in use.
+        tanh_layers: stages (in use or not) or some of ``layers``, whose maps go through ``tanh_scale`` instead of the
+            usual normalisation.
         gamma: strength of that scaling.
 
     Raises:
@@ -149,8 +151,14 @@ class LayeredCam(CamMethod):
         tanh_layers: Sequence[int | str] = (),
         gamma: float = 2.0,
     ) -> None:
-        if isinstance(layers, str) and layers != ALL:
-            raise ConfigError(f"cam.layers={layers} must be a list of module names, {ALL}, or null for cam.stages")
+        for key, value in (
+            ("stages", stages),
+            ("tanh_layers", tanh_layers),
+            ("layers", None if layers == ALL else layers),
+        ):
+            if value is not None and (isinstance(value, str) or not isinstance(value, Sequence)):
+                also = f", {ALL}," if key == "layers" else ""
+                raise ConfigError(f"cam.{key}={value} must be a list{also} or null, for example cam.stages=[4,5]")
         if layers and stages:
             raise ConfigError("both cam.stages and cam.layers name layers: set one of them to null")
         if layers is None and stages is None:
@@ -161,17 +169,27 @@ class LayeredCam(CamMethod):
         self.fusion, self.gamma, self.tanh_layers = fusion, gamma, frozenset(tanh_layers or ())
         if self.layers is not None and len(set(self.layers)) < len(self.layers):
             raise ConfigError(f"{'cam.layers' if layers else 'cam.stages'}={list(self.layers)} names a layer twice")
-        stray = [layer for layer in self.tanh_layers if layer not in STAGES and layer not in (self.layers or ())]
+        known: Sequence[int | str] = STAGES if stages else () if self.layers is None else self.layers
+        stray = [layer for layer in self.tanh_layers if layer not in known]
         if stray:
-            raise ConfigError(f"cam.tanh_layers names {stray}, which is neither a stage (1 to 5) nor in cam.layers")
+            raise ConfigError(
+                f"cam.tanh_layers names {stray}: with cam.stages it holds stages (1 to 5), with cam.layers "
+                f"some of those modules, with cam.layers={ALL} nothing"
+            )
         if fusion not in ("max", "mean", "product"):
             raise ConfigError(f"cam.fusion={fusion!r} is unknown; choose max, mean or product")
         if gamma <= 0:
             raise ConfigError(f"cam.gamma={gamma} must be above 0")
 
     def check(self, network: Classifier) -> None:
-        """Every layer must exist in the network."""
-        self.tapped(network)
+        """Every layer must exist in the network and give a feature map."""
+        for name in self.tapped(network):
+            if name not in network.map_layers:
+                near = difflib.get_close_matches(name, network.activated, n=3, cutoff=0)
+                raise ConfigError(
+                    f"the module {name} does not give one feature map in each forward pass of this classifier. "
+                    f"Some that do: {', '.join(near)}"
+                )
 
     def tapped(self, network: Classifier) -> list[str]:
         """The module names of the layers, in the order of the maps."""
@@ -206,8 +224,9 @@ class GradientCam(LayeredCam):
     """A method that combines the activations of layers with the gradients of a class logit.
 
     Args:
-        grid: layers that feed one of stride 2 show a grid in their gradients. ``keep`` leaves it; ``before`` takes the
-            last activated layer before such a layer that has the same size; ``pool`` pools 2x2 what such a layer gives.
+        grid: layers that feed one of stride 2 show a grid in their gradients. ``keep`` leaves it; ``pool`` pools 2x2
+            what such a layer gives; ``before`` takes the last activated layer before it that has the same size (in
+            residual networks part of the grid comes back through the shortcut).
         options: see ``LayeredCam``.
 
     Raises:
@@ -224,6 +243,13 @@ class GradientCam(LayeredCam):
             raise ConfigError(f"cam.grid={grid!r} is unknown; choose keep, before or pool")
         super().__init__(**options)
         self.grid = grid
+
+    def check(self, network: Classifier) -> None:
+        """See ``LayeredCam.check``. What feeds a stride is known of activated layers alone."""
+        super().check(network)
+        unknown = [name for name in LayeredCam.tapped(self, network) if name not in network.activated]
+        if self.grid != "keep" and unknown:
+            raise ConfigError(f"cam.grid={self.grid}: {unknown[0]} is not among the layers {list(network.activated)}")
 
     def tapped(self, network: Classifier) -> list[str]:
         """See ``LayeredCam.tapped``; with ``grid=before`` not the layers that feed one of stride 2."""
@@ -252,8 +278,8 @@ class GradientCam(LayeredCam):
         with frozen(network):
             outputs, features = last_layer(network, images, names) or layer_outputs(network, images, names)
             positions = features.shape[-2] * features.shape[-1]
-            with torch.enable_grad():
-                logits = network.classify(features).float() * positions
+            with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+                logits = network.classify(features.float()) * positions
         rounds: list[list[Tensor]] = [[] for _ in names]
         with torch.autocast(images.device.type, enabled=False):
             for items, gradients in class_gradients(logits, [outputs[name] for name in names], class_ids):
@@ -316,7 +342,10 @@ class LayerCamNormal(GradientCam):
 
 
 class ZoomCam(GradientCam):
-    """Zoom-CAM (``functional.zoom_cam``): layers are scaled by their minimum and maximum before they are fused."""
+    """Zoom-CAM (``functional.zoom_cam``): layers are scaled by their minimum and maximum before they are fused.
+
+    Over one layer it is LayerCAM-normal, less the smallest value of the summed views.
+    """
 
     combine = staticmethod(functional.zoom_cam)
     normalise = staticmethod(functional.min_max_scale)
@@ -328,8 +357,7 @@ class ScoreCam(LayeredCam):
     The masked passes do not depend on the class, so all classes of an image share them.
 
     Args:
-        channels: only the channels with the largest maxima, or null for all. A few channels give another map: on
-            natural images with 64 of 320 it correlates 0.72 to 0.85 with the exact one.
+        channels: only the channels with the largest maxima, or None for all, as published. It is another map then.
         chunk: masked images in one pass; bounds the memory.
         options: see ``LayeredCam``.
 

@@ -30,10 +30,10 @@ Over = Literal["classes", "centres"]
 Fallback = Literal["best", "relative"]
 
 ITERATIONS = 25
-"""Rounds of k-means; the objective has settled by then."""
+"""Rounds of k-means, faiss's default."""
 
 POOL_LIMIT = 65_536
-"""Positions in a pool, whatever the memory allows. Far fewer give the same centres; more only cost time."""
+"""Positions in a pool, whatever the memory allows: thousands for each centre, and more only cost time."""
 
 PATCHES = 5
 """Training positions remembered for each cluster, so that a person can see what it stands for."""
@@ -231,6 +231,11 @@ class Prototypes:
             )
         return cls(**{name: tensors[name] for name in names})
 
+    @classmethod
+    def joined(cls, parts: Sequence[Prototypes]) -> Prototypes:
+        """Several as one."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]).contiguous() for field in fields(cls)))
+
     def to_tensors(self) -> dict[str, Tensor]:
         """Named tensors, one for each attribute."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -256,7 +261,9 @@ class Prototypes:
         return torch.stack([direction(foreground, context) for foreground, context in pairs])
 
     def summary(self) -> dict[str, Any]:
-        """For each class and pool: prototypes kept, clusters, and their probabilities and sizes. JSON types."""
+        """For each class and pool: how many prototypes are kept of how many clusters, and of each cluster whether it is
+        kept, its probability and its size (0: the classifier's weights stand in). JSON types.
+        """
         return {
             str(class_id): {"foreground": self._summary(class_id, False), "context": self._summary(class_id, True)}
             for class_id in self.class_ids.unique().tolist()
@@ -267,6 +274,7 @@ class Prototypes:
         return {
             "kept": int(self.kept[mine].sum()),
             "clusters": int(mine.sum()),
+            "chosen": self.kept[mine].tolist(),
             "probabilities": [round(value, 4) for value in self.probabilities[mine].tolist()],
             "sizes": self.sizes[mine].tolist(),
         }
@@ -385,7 +393,7 @@ class Lpcam(FeatureCam):
 
     def describe(self, network: Classifier) -> dict[str, Any]:
         """See ``CamMethod.describe``; once there are prototypes, with their summary class by class."""
-        described = super().describe(network)
+        described = super().describe(network) | {"positions_per_pool": self.capacity(*_weights(network).shape)}
         return described if self.prototypes is None else described | {"prototypes": self.prototypes.summary()}
 
     def fit(self, network: Classifier, images: Iterable[tuple[Tensor, Sequence[int]]]) -> dict[str, Tensor]:
@@ -409,6 +417,7 @@ class Lpcam(FeatureCam):
             else:
                 stand_ins.append(class_id)
                 rows.append(_stand_in(weights, class_id, self.probability_over))
+                continue  # without a foreground, what is not marked is no context
             if class_id in context and len(context[class_id]):
                 rows.append(self._select(context.pop(class_id), weights, class_id, context=True))
         silent = [class_id for class_id in stand_ins if class_id in foreground]
@@ -416,10 +425,7 @@ class Lpcam(FeatureCam):
             log.warning("LPCAM: no position is marked by the CAM of the classes %s; their weights stand in", silent)
         if len(stand_ins) > len(silent):
             log.info("LPCAM: %d classes have no image; their weights stand in", len(stand_ins) - len(silent))
-        state = {
-            field.name: torch.cat([getattr(row, field.name) for row in rows]).contiguous()
-            for field in fields(Prototypes)
-        }
+        state = Prototypes.joined(rows).to_tensors()
         self.restore(state)
         return state
 
@@ -500,10 +506,13 @@ class Lpcam(FeatureCam):
         probabilities = class_probabilities(centres, weights, class_id, over=self.probability_over)
         if context:
             kept = (probabilities >= self.context_floor) & (probabilities < self.mu_b)
-            rule, best = f"in [{self.context_floor:g}, {self.mu_b:g}) (context_floor, mu_b)", probabilities.argmin()
+            rule = f"in [{self.context_floor:g}, {self.mu_b:g}) (context_floor, mu_b)"
+            below = torch.where(probabilities < self.mu_b, probabilities, -1)  # those that only the floor excludes
+            best = below.argmax() if (below >= 0).any() else probabilities.argmin()
         else:
             kept = probabilities > self.mu_f
-            rule, best = f"above {self.mu_f:g} (mu_f)", probabilities.argmax()
+            rule = f"above {self.mu_f:g} (mu_f)"
+            best = probabilities.argmax()
         if not kept.any():
             kept[best] = True
             if self.fallback == "relative" and not context:

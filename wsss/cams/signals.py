@@ -20,16 +20,19 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
     Frozen parameters keep autograd from recording the part of the network below the shallowest wanted layer.
     """
-    training = {module: module.training for module in network.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    training = [module for module in network.modules() if module.training]
+    wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        network.eval().requires_grad_(False)
+        for module in training:
+            module.training = False
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         yield
     finally:
-        for module, flag in training.items():
-            module.training = flag
-        for parameter, flag in wanted.items():
-            parameter.requires_grad_(flag)
+        for module in training:
+            module.training = True
+        for parameter in wanted:
+            parameter.requires_grad_()
 
 
 @contextmanager
@@ -48,10 +51,10 @@ def recorded(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
         outputs[name] = output
         return output.clone()  # the next module may work in place, and the record must stay what it was
 
-    modules = dict(network.named_modules())
     with ExitStack() as hooks:
         for layer in layers:
-            handle = modules[layer].register_forward_hook(lambda _m, _i, output, name=layer: record(name, output))
+            module = network.get_submodule(layer)
+            handle = module.register_forward_hook(lambda _m, _i, output, name=layer: record(name, output))
             hooks.callback(handle.remove)
         yield outputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -137,6 +137,17 @@ class Classifier(nn.Module):
         not count. Strides are rounded to powers of two.
         """
         return activated_layers(self._trace(), image_side=TRACE_SIDE, preferred=set(self.stages.values()))
+
+    @cached_property
+    def map_layers(self) -> frozenset[str]:
+        """The modules that give one feature map ``(N, D, h, w)`` with several positions in each forward pass."""
+        calls = self._trace()
+        times = Counter(call.name for call in calls)
+        return frozenset(
+            call.name
+            for call in calls
+            if times[call.name] == 1 and call.output.ndim == 4 and min(call.output.shape[2:]) > 1
+        )
 
     def _trace(self) -> list[Call]:
         """The calls of the encoder's modules for one small blank image, under their names in this network."""

@@ -47,8 +47,10 @@ def power_background(scores: np.ndarray, *, alpha: float) -> np.ndarray:
 def percentile_scale(scores: np.ndarray, *, percentile: float) -> np.ndarray:
     """Divide each map by its own percentile instead of its maximum (PaS; Bae et al., 2020, Eq. 6).
 
-    A threshold t on the result is the threshold t * percentile(map) on the map. A map that is positive on so few pixels
-    that its percentile is 0 becomes 1 wherever it is positive, which is what that threshold then says.
+    A threshold t on the result is the threshold t * percentile(map) on the map. Where a class lies above its
+    percentile, all classes of the pixel are divided by the largest quotient there: the result stays in [0, 1], and
+    the winner the winner. (The paper has one class per image and needs no such rule.) A map of a small object may be 0
+    on so many pixels that its percentile is 0, which says nothing; that map stays relative to its maximum.
 
     Args:
         scores: ``(K, H, W)`` in [0, 1].
@@ -59,7 +61,7 @@ def percentile_scale(scores: np.ndarray, *, percentile: float) -> np.ndarray:
     """
     if not scores.size:
         return scores.astype(np.float32, copy=False)
-    reference = np.percentile(scores, percentile, axis=(1, 2), keepdims=True).astype(np.float32)
-    silent = reference <= 0
-    scaled = np.minimum(scores / np.where(silent, np.float32(1), reference), np.float32(1))
-    return np.where(silent, scores > 0, scaled).astype(np.float32)
+    reference = np.percentile(scores, percentile, axis=(1, 2), keepdims=True)
+    reference = np.where(reference > 0, reference, scores.max(axis=(1, 2), keepdims=True))
+    quotients = scores / np.where(reference > 0, reference, 1)
+    return (quotients / np.maximum(quotients.max(axis=0), 1)).astype(np.float32)
