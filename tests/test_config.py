@@ -282,6 +282,7 @@ def test_mandatory_root_of_a_set_of_ones_own(tmp_path: Path):
     [
         ("+cam.gama=1", "gama"),
         ("cam.stages=[2,3,9]", "no stage 9"),
+        ("seeds.precision=16-mixed", "seeds.precision=16-mixed needs a GPU"),
         ("seeds.scales=[]", "seeds.scales"),
         ("seeds.stride=0", "seeds.stride"),
         ("+refiner.labelling.backgruond=0.2", "backgruond"),

@@ -9,6 +9,7 @@ import torch
 from conftest import MakePipeline
 
 from wsss.build import build
+from wsss.cli import CONF
 from wsss.metrics import ConfusionMatrix, miou
 from wsss.pipeline import Pipeline
 from wsss.refine.threshold import percentile_scale, threshold
@@ -72,6 +73,37 @@ def test_methods_and_views_differ(tiny_pipeline: MakePipeline, finished: Pipelin
     np.testing.assert_allclose(maps.pop("cam=gradcam"), plain, atol=2e-3)
     assert all(np.abs(other - plain).max() > 0.1 for other in maps.values())
     assert len({other.tobytes() for other in maps.values()}) == 3
+
+
+@pytest.mark.parametrize("option", sorted(path.stem for path in (CONF / "cam").glob("*.yaml")))
+def test_every_cam_option_makes_seeds(option: str, tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline(f"cam={option}", "seeds.scales=[1.0,0.5]")
+    tiny.adopt(pipeline, finished, "classifier")
+    seeds = pipeline.make("seeds")
+    peaks = []
+    for id, tags in zip(tiny.TRAIN, tiny.TRAIN_TAGS, strict=True):
+        found = seeds.read_seeds(id)
+        assert tuple(found.class_ids) == tags
+        peaks += [scores.max() for scores in found.scores]
+    assert set(peaks) <= {0, 1}  # two epochs make a classifier some of whose maps are silent
+    assert np.mean(peaks) >= 0.3
+    assert (seeds.read_tensors("prototypes") is not None) == option.startswith("lpcam")
+
+
+def test_prototypes_of_an_interrupted_stage_are_taken_up(tiny_pipeline: MakePipeline, finished: Pipeline):
+    """What was learnt is not learnt again, and the rest is that of an uninterrupted run."""
+    pipeline = tiny_pipeline("cam=lpcam")
+    tiny.adopt(pipeline, finished, "classifier")
+    seeds = pipeline.make("seeds")
+    expected, learnt = tiny.results(seeds), tiny.files(seeds.directory)["prototypes.safetensors"]
+    for name in ("manifest.json", "metrics.json", f"maps/{tiny.TRAIN[2]}.npz"):
+        (seeds.directory / name).unlink()
+    pipeline.make("seeds")
+    assert tiny.results(seeds) == expected
+    assert tiny.files(seeds.directory)["prototypes.safetensors"] == learnt
+    summary = seeds.manifest["facts"]["method"]["prototypes"]
+    assert set(summary) == {"1", "2", "3"}
+    assert all(item["foreground"]["kept"] >= 1 for item in summary.values())
 
 
 def test_batches_of_images_give_the_same_seeds(tiny_pipeline: MakePipeline, finished: Pipeline):

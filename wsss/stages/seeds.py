@@ -152,7 +152,7 @@ def _fit_method(context: Context, method: CamMethod, network: Classifier) -> Non
         data, device = context.data, device_of(context.config.trainer)
 
         def images() -> Iterator[tuple[Tensor, Sequence[int]]]:
-            for id in data.ids(data.train):
+            for id in progress(data.ids(data.train), "seeds: learning", unit="img"):
                 yield to_unit(to_tensor(data.image(id))).to(device), data.class_ids(id)
 
         state = method.fit(network.to(device), images())
