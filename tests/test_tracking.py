@@ -263,7 +263,7 @@ class TestWandb:
         )
         command = [sys.executable, "-c", script]
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, cwd=tmp_path
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, cwd=tmp_path
         )
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 1
