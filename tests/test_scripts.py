@@ -226,7 +226,9 @@ def test_refinement_killed_in_its_processes_goes_on(finished: Pipeline, tiny_pip
 
 @pytest.mark.slow
 def test_an_interrupt_is_answered_without_a_traceback(tiny_set: Path, tmp_path: Path):
-    process = tiny.start("train.py", *tiny.command(tiny_set, tmp_path), TINY_PAUSE="0.3")
+    # more epochs than a starved machine can finish before the interrupt arrives
+    many = tiny.command(tiny_set, tmp_path, "recipe.classifier.epochs=200")
+    process = tiny.start("train.py", *many, TINY_PAUSE="0.1")
     tiny.wait_for(lambda: list(tmp_path.rglob("last.ckpt")), process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
