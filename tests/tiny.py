@@ -6,6 +6,7 @@ import io
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -292,6 +293,8 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # a background job of a shell ignores interrupts, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
