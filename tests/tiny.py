@@ -117,9 +117,7 @@ class TinyClassifier(Classifier):
         encoder: str = "",
         weights: str | None = None,
         output_stride: int = 32,
-        pooling: str = "gap",
-        tap_threshold: float = 0.05,
-        fused_stages: Sequence[int] = (),
+        **options: Any,
     ) -> None:
         widths = (3, 8, 8, 12, 12, 16)
         blocks = [_block(a, b, 1 + (i in (0, 1, 2))) for i, (a, b) in enumerate(pairwise(widths))]
@@ -130,9 +128,7 @@ class TinyClassifier(Classifier):
             stages={stage: str(stage - 1) for stage in range(1, 6)},
             mean=(0.5, 0.5, 0.5),
             std=(0.25, 0.25, 0.25),
-            pooling=pooling,
-            tap_threshold=tap_threshold,
-            fused_stages=fused_stages,
+            **options,
         )
 
     def features(self, images: Tensor) -> Tensor:

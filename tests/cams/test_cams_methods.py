@@ -3,6 +3,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+from one_image import scores_of
 from torch import Tensor, nn
 
 from wsss.cams import (
@@ -17,7 +18,6 @@ from wsss.cams import (
     ScoreCam,
     ZoomCam,
     functional,
-    seed_scores,
 )
 from wsss.errors import ConfigError
 from wsss.models import Classifier
@@ -42,12 +42,6 @@ def network() -> Classifier:
 @pytest.fixture(scope="module")
 def image() -> Tensor:
     return torch.rand(3, 40, 52, generator=torch.Generator().manual_seed(4))
-
-
-def scores_of(method: CamMethod, network: Classifier, image: Tensor, class_ids: list[int], **views: object) -> Tensor:
-    """The scores of one image."""
-    [scores] = seed_scores(method, network, [image], [class_ids], **views)
-    return scores
 
 
 def with_head(network: Classifier, weights: Tensor) -> Classifier:

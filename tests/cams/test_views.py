@@ -2,6 +2,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from one_image import scores_of
 from torch import Tensor, nn
 
 from wsss.cams import Cam, CamMethod, GradCam, LayerCam, seed_scores
@@ -38,14 +39,6 @@ class Constant(Colours):
 
     def fuse(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         return maps[0]
-
-
-def scores_of(
-    method: CamMethod, network: Classifier | None, image: Tensor, class_ids: Sequence[int], **views: object
-) -> Tensor:
-    """The scores of one image."""
-    [scores] = seed_scores(method, network, [image], [class_ids], **views)
-    return scores
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from wsss.cams.signals import (
     ClassIds,
     class_gradients,
     frozen,
-    last_layer,
     layer_outputs,
     pair_items,
     pair_order,
@@ -276,7 +275,7 @@ class GradientCam(LayeredCam):
         """
         names = self.tapped(network)
         with frozen(network):
-            outputs, features = last_layer(network, images, names) or layer_outputs(network, images, names)
+            outputs, features = layer_outputs(network, images, names)
             positions = features.shape[-2] * features.shape[-1]
             with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
                 logits = network.classify(features.float()) * positions

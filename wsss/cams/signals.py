@@ -1,14 +1,16 @@
-"""Activations and gradients of a network. The only place with hooks and autograd; it leaves no trace."""
+"""Activations and gradients of a network: the only place with autograd. It leaves no trace."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsss.models.classifier import Classifier
+from wsss.models.structure import evaluation, hooked
 
 ClassIds = Sequence[Sequence[int]]
 """For each image of a batch, the classes (1..C) that get a map."""
@@ -20,17 +22,13 @@ def frozen(network: nn.Module) -> Iterator[None]:
 
     Frozen parameters keep autograd from recording the part of the network below the shallowest wanted layer.
     """
-    training = [module for module in network.modules() if module.training]
     wanted = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        for module in training:
-            module.training = False
         for parameter in wanted:
             parameter.requires_grad_(False)
-        yield
+        with evaluation(network):
+            yield
     finally:
-        for module in training:
-            module.training = True
         for parameter in wanted:
             parameter.requires_grad_()
 
@@ -45,41 +43,29 @@ def recorded(network: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Te
     """
     outputs: dict[str, Tensor] = {}
 
-    def record(name: str, output: Tensor) -> Tensor:
+    def record(name: str, _inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         if torch.is_grad_enabled() and not output.requires_grad:
             output = output.detach().requires_grad_()
         outputs[name] = output
         return output.clone()  # the next module may work in place, and the record must stay what it was
 
-    with ExitStack() as hooks:
-        for layer in layers:
-            module = network.get_submodule(layer)
-            handle = module.register_forward_hook(lambda _m, _i, output, name=layer: record(name, output))
-            hooks.callback(handle.remove)
+    with hooked({layer: network.get_submodule(layer) for layer in layers}, record):
         yield outputs
 
 
 def layer_outputs(network: Classifier, images: Tensor, layers: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Outputs of named layers, ready for gradients, and the features ``(N, D, h, w)`` that follow from them."""
+    """Outputs of named layers, ready for gradients, and the features ``(N, D, h, w)`` that follow from them.
+
+    Where the one layer is what pooling sees, gradients go through pooling and head only, and nothing is recorded.
+    """
+    if len(layers) == 1 and network.is_pooled(layers[0]):
+        with torch.no_grad():
+            features = network.features(images).detach()
+        features.requires_grad_()
+        return {layers[0]: features}, features
     with torch.enable_grad(), recorded(network, layers) as outputs:
         features = network.features(images)
     return outputs, features
-
-
-def last_layer(network: Classifier, images: Tensor, layers: Sequence[str]) -> tuple[dict[str, Tensor], Tensor] | None:
-    """``layer_outputs`` where the last stage alone is wanted and is what pooling sees; else None.
-
-    Gradients then go through pooling and head only, and the forward pass records nothing.
-    """
-    if network.fusion is not None or list(layers) != [network.stages[max(network.stages)]]:
-        return None
-    with torch.no_grad(), recorded(network, layers) as outputs:
-        features = network.features(images)
-    [output] = outputs.values()
-    if output.shape != features.shape or not torch.equal(output, features):  # something follows the last stage
-        return None
-    features = features.detach().requires_grad_()
-    return {layers[0]: features}, features
 
 
 def class_gradients(

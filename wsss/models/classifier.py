@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -16,7 +16,7 @@ from wsss.errors import ConfigError
 from wsss.models import weights as pretrained
 from wsss.models.fusion import StageFusion
 from wsss.models.pooling import pooling_named
-from wsss.models.structure import NORM_ACTS, TRACE_SIDE, Call, activated_layers, is_activated, outputs_of, trace
+from wsss.models.structure import NORM_ACTS, TRACE_SIDE, Call, Layout, is_activated, layout, outputs_of, trace
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -127,7 +127,7 @@ class Classifier(nn.Module):
             last = max(i for i, name in enumerate(names) if name.rpartition(".")[0] in earlier)
         return list(self.parameters())[: last + 1]
 
-    @cached_property
+    @property
     def activated(self) -> dict[str, int]:
         """The layers whose output is an activated feature map, in the order of execution -> input pixels per position.
 
@@ -136,18 +136,20 @@ class Classifier(nn.Module):
         in torchvision's ResNets), counts where a module that runs once returns its tensor. Gates without positions do
         not count. Strides are rounded to powers of two.
         """
-        return activated_layers(self._trace(), image_side=TRACE_SIDE, preferred=set(self.stages.values()))
+        return self._layout.activated
 
-    @cached_property
+    @property
     def map_layers(self) -> frozenset[str]:
         """The modules that give one feature map ``(N, D, h, w)`` with several positions in each forward pass."""
-        calls = self._trace()
-        times = Counter(call.name for call in calls)
-        return frozenset(
-            call.name
-            for call in calls
-            if times[call.name] == 1 and call.output.ndim == 4 and min(call.output.shape[2:]) > 1
-        )
+        return self._layout.maps
+
+    def is_pooled(self, layer: str) -> bool:
+        """Whether what pooling sees is the output of the module ``layer`` itself."""
+        return self.fusion is None and layer in self._layout.ends
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return layout(self._trace(), image_side=TRACE_SIDE, preferred=set(self.stages.values()))
 
     def _trace(self) -> list[Call]:
         """The calls of the encoder's modules for one small blank image, under their names in this network."""
@@ -202,9 +204,7 @@ class TimmClassifier(Classifier):
         num_classes: C.
         weights: ``bundled``, ``imagenet``, a path, or None for random weights.
         output_stride: 32, or 16 or 8 where the encoder can be dilated.
-        pooling: see ``Classifier``, as for the rest.
-        tap_threshold: likewise.
-        fused_stages: likewise.
+        options: pooling and fused stages, see ``Classifier``.
 
     Raises:
         ConfigError: unknown encoder, unsuitable encoder, or weights that are not to be had.
@@ -217,13 +217,11 @@ class TimmClassifier(Classifier):
         num_classes: int,
         weights: str | None = None,
         output_stride: int = 32,
-        pooling: str = "gap",
-        tap_threshold: float = 0.05,
-        fused_stages: Sequence[int] = (),
+        **options: Any,
     ) -> None:
-        options: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
+        dilated: dict[str, Any] = {} if output_stride == 32 else {"output_stride": output_stride}
         try:
-            model: Any = timm.create_model(encoder, **options)
+            model: Any = timm.create_model(encoder, **dilated)
         except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"timm cannot build {encoder} with output_stride={output_stride}: {error}") from error
         if weights is not None:
@@ -244,9 +242,7 @@ class TimmClassifier(Classifier):
             stages=_activated_stages(network, shapes, encoder),
             mean=tuple(default["mean"]),
             std=tuple(default["std"]),
-            pooling=pooling,
-            tap_threshold=tap_threshold,
-            fused_stages=fused_stages,
+            **options,
         )
 
 
@@ -301,9 +297,7 @@ class Vgg16Classifier(Classifier):
     Args:
         num_classes: C.
         weights: ``imagenet``, a path, or None for random weights.
-        pooling: see ``Classifier``, as for the rest.
-        tap_threshold: likewise.
-        fused_stages: likewise.
+        options: pooling and fused stages, see ``Classifier``.
 
     Raises:
         ConfigError: weights that are not to be had.
@@ -314,9 +308,7 @@ class Vgg16Classifier(Classifier):
         *,
         num_classes: int,
         weights: str | None = None,
-        pooling: str = "gap",
-        tap_threshold: float = 0.05,
-        fused_stages: Sequence[int] = (),
+        **options: Any,
     ) -> None:
         model = torchvision.models.vgg16()
         if weights is not None:
@@ -329,9 +321,7 @@ class Vgg16Classifier(Classifier):
             stages={1: "3", 2: "8", 3: "15", 4: "22", 5: "29"},
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            pooling=pooling,
-            tap_threshold=tap_threshold,
-            fused_stages=fused_stages,
+            **options,
         )
 
 
@@ -344,9 +334,7 @@ class ResNetClassifier(Classifier):
         depth: 50 or 101.
         num_classes: C.
         weights: ``imagenet``, a path, or None for random weights.
-        pooling: see ``Classifier``, as for the rest.
-        tap_threshold: likewise.
-        fused_stages: likewise.
+        options: pooling and fused stages, see ``Classifier``.
 
     Raises:
         ConfigError: another depth, or weights that are not to be had.
@@ -358,9 +346,7 @@ class ResNetClassifier(Classifier):
         depth: int,
         num_classes: int,
         weights: str | None = None,
-        pooling: str = "gap",
-        tap_threshold: float = 0.05,
-        fused_stages: Sequence[int] = (),
+        **options: Any,
     ) -> None:
         if depth not in RESNETS:
             raise ConfigError(f"classifier.depth={depth} is none of {sorted(RESNETS)}; timm has other ResNets")
@@ -378,9 +364,7 @@ class ResNetClassifier(Classifier):
             stages={1: "relu", 2: "layer1", 3: "layer2", 4: "layer3", 5: "layer4"},
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
-            pooling=pooling,
-            tap_threshold=tap_threshold,
-            fused_stages=fused_stages,
+            **options,
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import log2
@@ -71,22 +71,39 @@ def trace(module: nn.Module, images: Tensor, *, prefix: str = "") -> list[Call]:
     one tensor are left out. ``prefix`` is the name of ``module`` in the network around it.
     """
     calls: list[Call] = []
+    modules = dict(module.named_modules(prefix=prefix))
 
-    def record(name: str, called: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def record(name: str, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor):
             taken = _identity(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else None
-            calls.append(Call(name, called, taken, _identity(output), output, output.grad_fn))
+            calls.append(Call(name, modules[name], taken, _identity(output), output, output.grad_fn))
 
-    training = {part: part.training for part in module.modules()}
-    with ExitStack() as undo:
-        for part, flag in training.items():
-            undo.callback(setattr, part, "training", flag)
-        module.eval()
-        for name, part in module.named_modules(prefix=prefix):
-            hook = part.register_forward_hook(lambda m, i, o, name=name: record(name, m, i, o))
-            undo.callback(hook.remove)
+    with evaluation(module), hooked(modules, record):
         module(images)
     return calls
+
+
+@contextmanager
+def evaluation(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the flags of all parts as before outside, whatever happens."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
+def hooked(modules: Mapping[Key, nn.Module], hook: Callable[[Key, tuple[Any, ...], Any], Any]) -> Iterator[None]:
+    """Call ``hook`` with key, inputs and output after each call of ``modules`` inside; it may return another output."""
+    with ExitStack() as undo:
+        for key, module in modules.items():
+            handle = module.register_forward_hook(lambda _m, inputs, output, key=key: hook(key, inputs, output))
+            undo.callback(handle.remove)
+        yield
 
 
 def _identity(tensor: Tensor) -> Hashable:
@@ -102,14 +119,37 @@ def outputs_of(modules: Mapping[Key, nn.Module]) -> Iterator[dict[Key, Tensor]]:
     """
     outputs: dict[Key, Tensor] = {}
 
-    def record(key: Key, output: Tensor) -> None:
+    def record(key: Key, _inputs: tuple[Any, ...], output: Tensor) -> None:
         outputs[key] = output.clone()  # the next module may work in place
 
-    with ExitStack() as undo:
-        for key, module in modules.items():
-            hook = module.register_forward_hook(lambda _m, _i, output, key=key: record(key, output))
-            undo.callback(hook.remove)
+    with hooked(modules, record):
         yield outputs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a trace of an encoder tells of its modules.
+
+    Attributes:
+        activated: layers whose output is an activated feature map, in the order of execution -> their stride.
+        maps: modules that give one feature map with several positions in each forward pass.
+        ends: modules whose output is that of the encoder.
+    """
+
+    activated: dict[str, int]
+    maps: frozenset[str]
+    ends: frozenset[str]
+
+
+def layout(calls: Sequence[Call], *, image_side: int, preferred: Container[str]) -> Layout:
+    """Read a trace of an encoder. Arguments as for ``activated_layers``."""
+    times = Counter(call.name for call in calls)
+    once = [call for call in calls if times[call.name] == 1]
+    return Layout(
+        activated_layers(calls, image_side=image_side, preferred=preferred),
+        frozenset(call.name for call in once if call.output.ndim == 4 and min(call.output.shape[2:]) > 1),
+        frozenset(call.name for call in once if call.given == calls[-1].given),
+    )
 
 
 def activated_layers(calls: Sequence[Call], *, image_side: int, preferred: Container[str]) -> dict[str, int]:

@@ -143,7 +143,7 @@ class Threshold(_Step):
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Labels by :func:`wsss.refine.threshold.threshold`."""
-        return threshold(_relative(scores, self.percentile), class_ids, background=self.background)
+        return threshold(percentile_scale(scores, percentile=self.percentile), class_ids, background=self.background)
 
 
 class DenseCrf(_Step):
@@ -207,7 +207,7 @@ class DenseCrf(_Step):
 
     def posterior(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """``(K + 1, H, W)`` float32, background first."""
-        scores = _relative(scores, self.percentile)
+        scores = percentile_scale(scores, percentile=self.percentile)
         background = self.background if self.power is None else power_background(scores, alpha=self.power)
         if self.unary == "hard" and len(class_ids):
             labels = threshold(scores, class_ids, background=background)
@@ -286,11 +286,6 @@ class Refiner:
 
 def _default(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _relative(scores: np.ndarray, percentile: float | None) -> np.ndarray:
-    """Scores relative to a percentile of each map; None leaves them relative to its maximum."""
-    return scores if percentile is None else percentile_scale(scores, percentile=percentile)
 
 
 def _check_percentile(step: Any) -> None:

@@ -44,7 +44,7 @@ def power_background(scores: np.ndarray, *, alpha: float) -> np.ndarray:
     return ((1 - np.minimum(best, 1)) ** alpha).astype(np.float32)
 
 
-def percentile_scale(scores: np.ndarray, *, percentile: float) -> np.ndarray:
+def percentile_scale(scores: np.ndarray, *, percentile: float | None) -> np.ndarray:
     """Divide each map by its own percentile instead of its maximum (PaS; Bae et al., 2020, Eq. 6).
 
     A threshold t on the result is the threshold t * percentile(map) on the map. Where a class lies above its
@@ -54,12 +54,13 @@ def percentile_scale(scores: np.ndarray, *, percentile: float) -> np.ndarray:
 
     Args:
         scores: ``(K, H, W)`` in [0, 1].
-        percentile: above 0, up to 100 (the maximum); 98 in the paper, 90 in the authors' earlier release.
+        percentile: above 0, up to 100 (the maximum); 98 in the paper, 90 in the authors' earlier release. None
+            leaves the scores as they are.
 
     Returns:
         ``(K, H, W)`` float32 in [0, 1].
     """
-    if not scores.size:
+    if percentile is None or not scores.size:
         return scores.astype(np.float32, copy=False)
     reference = np.percentile(scores, percentile, axis=(1, 2), keepdims=True)
     reference = np.where(reference > 0, reference, scores.max(axis=(1, 2), keepdims=True))

@@ -169,8 +169,7 @@ def full_size_scores(seeds: Seeds) -> Tensor:
 
 def _measured_scores(seeds: Seeds, config: EvaluationConfig) -> np.ndarray:
     """The scores that thresholds are compared with, ``(K, H, W)``."""
-    scores = full_size_scores(seeds).numpy()
-    return scores if config.seed_percentile is None else percentile_scale(scores, percentile=config.seed_percentile)
+    return percentile_scale(full_size_scores(seeds).numpy(), percentile=config.seed_percentile)
 
 
 def _thresholded(artifact: Artifact, id: str, config: EvaluationConfig) -> Any:
