@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from wsss.artifacts import Artifact, Seeds, fingerprint, read_json, write_atomically, write_json
+from wsss.artifacts import Artifact, Seeds, SuperpixelStore, fingerprint, read_json, write_atomically, write_json
 from wsss.errors import CorruptArtifact, LockTimeout
 from wsss.palette import voc_palette
 
@@ -439,3 +439,70 @@ def test_json_is_readable_by_people(artifact: Artifact) -> None:
     assert text.startswith('{\n  "b": 1')
     assert text.endswith("}\n")
     assert json.loads(text) == {"b": 1, "a": [1, 2]}
+
+
+# --- boundaries and superpixels ----------------------------------------------------------------------------------
+
+
+def test_boundaries_come_back(artifact: Artifact) -> None:
+    kept = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    assert not artifact.has_boundaries("a")
+    artifact.write_boundaries("a", kept)
+    assert artifact.has_boundaries("a")
+    found = artifact.read_boundaries("a")
+    assert found.dtype == np.float32
+    assert np.abs(found - kept).max() < 1e-3
+
+
+@pytest.mark.parametrize("broken", [None, b"PK\x03\x04 cut off", "shape", "range"])
+def test_broken_boundaries_are_named(artifact: Artifact, broken: bytes | str | None) -> None:
+    path = artifact.directory / "boundaries" / "a.npz"
+    path.parent.mkdir(parents=True)
+    if isinstance(broken, bytes):
+        path.write_bytes(broken)
+    elif broken:
+        np.savez(path, boundaries=np.full((2,) if broken == "shape" else (2, 2), 2.0))
+    with pytest.raises(CorruptArtifact) as error:
+        artifact.read_boundaries("a")
+    says(error, path, "force=true")
+
+
+IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+SEGMENTS = np.arange(24, dtype=np.int64).reshape(4, 6) // 5
+
+
+def test_superpixels_are_computed_once_for_pixels_and_settings(tmp_path: Path) -> None:
+    store, asked = SuperpixelStore(tmp_path), []
+
+    def make() -> np.ndarray:
+        asked.append(1)
+        return SEGMENTS
+
+    for image, settings, computed in [
+        (IMAGE, "slic 4", 1),
+        (IMAGE.copy(), "slic 4", 1),
+        (IMAGE, "slic 5", 2),
+        (IMAGE + 1, "slic 4", 3),
+        (np.asfortranarray(IMAGE), "slic 4", 3),
+    ]:
+        found = store(image, settings, make)
+        assert len(asked) == computed
+        assert found.dtype == np.int64
+        assert (found == SEGMENTS).all()
+
+
+def test_broken_superpixels_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "wsss")
+    store = SuperpixelStore(tmp_path)
+    store(IMAGE, "a", lambda: SEGMENTS)
+    (path,) = tmp_path.rglob("*.npz")
+    path.write_bytes(b"no archive")
+    assert (store(IMAGE, "a", lambda: SEGMENTS) == SEGMENTS).all()
+    assert str(path) in caplog.text
+    assert (store(IMAGE, "a", lambda: 1 / 0) == SEGMENTS).all()
+
+
+def test_many_superpixels_fit(tmp_path: Path) -> None:
+    segments = np.arange(300 * 300).reshape(300, 300)
+    image, store = np.zeros((300, 300, 3), dtype=np.uint8), SuperpixelStore(tmp_path)
+    assert all((store(image, "a", lambda: segments) == segments).all() for _ in range(2))

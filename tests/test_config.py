@@ -116,6 +116,7 @@ def arguments(tiny_set: Path, tmp_path: Path) -> dict[str, tuple[list[str], dict
         "data=demo": ([f"data.root={tmp_path}/demo", "data.train_images=2", "data.val_images=1", "data.size=64"], {}),
         "classifier": ([], {"num_classes": 3}),
         "segmenter": ([], {"num_labels": 4}),
+        "affinity.network": ([], {"classifier": tiny.TinyClassifier(num_classes=3)}),
     }
 
 
@@ -132,7 +133,7 @@ def test_an_option_composes_and_what_it_describes_can_be_built(group: str, name:
     found = list(constructed(config, node))
     assert bool(found) == ("_target_" in (CONF / group / f"{name}.yaml").read_text())
     for path in found:
-        built = build(config, path, **needed)
+        built = build(config, path, **arguments.get(path, ([], needed))[1])
         assert isinstance(built, partial) or type(built).__module__.startswith("wsss")
 
 

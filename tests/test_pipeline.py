@@ -88,7 +88,9 @@ def test_what_cannot_move_a_number_moves_no_fingerprint(finished: Pipeline, tiny
         ("evaluation.seed_percentile=90", AFTER_CLASSIFIER),
         ("classifier.pooling=tap", ALL),
         ("classifier.fused_stages=[4,5]", ALL),
-        ("refiner.labelling.percentile=90", AFTER_SEEDS),
+        ("threshold=pas", AFTER_SEEDS),
+        ("threshold.background=0.4", AFTER_SEEDS),
+        ("refiner=random_walk", AFTER_SEEDS),
         ("seeds.scales=[1.0,0.5]", AFTER_CLASSIFIER),
         ("seeds.flip=false", AFTER_CLASSIFIER),
         ("seeds.stride=8", AFTER_CLASSIFIER),
@@ -105,6 +107,14 @@ def test_what_can_move_a_number_moves_its_stage_and_those_after_it(
     override: str, stages: set[str], finished: Pipeline, tiny_pipeline: MakePipeline
 ):
     assert moved(finished, tiny_pipeline(override)) == stages
+
+
+def test_what_a_refiner_takes_in_moves_its_labels_alone(tiny_pipeline: MakePipeline):
+    """The CRF's widths where there is a CRF, the affinities where it walks along them."""
+    for override, refiner in [("crf=psa", "crf"), ("affinity.radius=7", "random_walk")]:
+        without = tiny_pipeline("refiner=none"), tiny_pipeline("refiner=none", override)
+        assert moved(*without) == set()
+        assert moved(tiny_pipeline(f"refiner={refiner}"), tiny_pipeline(f"refiner={refiner}", override)) == AFTER_SEEDS
 
 
 def test_a_whole_number_is_the_same_with_and_without_a_point(tiny_pipeline: MakePipeline):

@@ -31,6 +31,7 @@ from wsss.config import register
 from wsss.models import Classifier
 from wsss.palette import voc_palette
 from wsss.pipeline import Pipeline
+from wsss.refine import Extras
 from wsss.types import IGNORE
 
 REPOSITORY = CONF.parent
@@ -154,8 +155,17 @@ class TinySegmenter(nn.Module):
 class Pause:
     """A smoothing step of a refiner that changes nothing."""
 
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         pause()
+        return scores
+
+
+class Deadly:
+    """A smoothing step that ends its process at upright images, as a system short of memory would."""
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        if image.shape[0] > image.shape[1]:
+            os.kill(os.getpid(), signal.SIGKILL)
         return scores
 
 

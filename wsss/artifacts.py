@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 FINGERPRINT_DIGITS = 12
 PARTIAL = ".partial"
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What numpy raises at an npz file that is missing, cut off or something else."""
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -80,6 +83,14 @@ def write_text(path: Path, text: str) -> None:
 
     def write(partial: Path) -> None:
         partial.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
+def _write_npz(path: Path, **arrays: np.ndarray) -> None:
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # an open file: numpy would add .npz to a name
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
     write_atomically(path, write)
 
@@ -235,17 +246,12 @@ class Artifact:
     def write_seeds(self, id: str, seeds: Seeds) -> None:
         """Keep the seeds of one image: half precision, compressed."""
         path = self._seeds_path(id)
-        arrays: dict[str, Any] = {
+        arrays: dict[str, np.ndarray] = {
             "class_ids": np.asarray(seeds.class_ids, dtype=np.uint8),
             "scores": np.asarray(seeds.scores, dtype=np.float16),
             "size": np.asarray(seeds.size, dtype=np.int32),
         }
-
-        def write(partial: Path) -> None:
-            with partial.open("wb") as file:  # an open file: numpy would add .npz to a name
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-
-        write_atomically(path, write)
+        _write_npz(path, **arrays)
 
     def read_seeds(self, id: str) -> Seeds:
         """The seeds of one image.
@@ -257,7 +263,7 @@ class Artifact:
         try:
             with np.load(path, allow_pickle=False) as file:
                 class_ids, scores, size = file["class_ids"], file["scores"], file["size"]
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
         scores = scores.astype(np.float32)
         if scores.ndim != 3 or class_ids.shape != scores.shape[:1] or size.shape != (2,):
@@ -296,6 +302,35 @@ class Artifact:
                 return np.array(image)
         except (OSError, SyntaxError, ValueError) as error:
             raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
+
+    # --- boundaries --------------------------------------------------------------------------------------------
+
+    def has_boundaries(self, id: str) -> bool:
+        """Whether the class boundaries of an image are there."""
+        return self._boundaries_path(id).is_file()
+
+    def write_boundaries(self, id: str, boundaries: np.ndarray) -> None:
+        """Keep ``(h, w)`` class boundaries in [0, 1]: half precision, compressed."""
+        _write_npz(self._boundaries_path(id), boundaries=boundaries.astype(np.float16))
+
+    def read_boundaries(self, id: str) -> np.ndarray:
+        """Class boundaries of one image, ``(h, w)`` float32 in [0, 1].
+
+        Raises:
+            CorruptArtifact: the file is missing or broken.
+        """
+        path = self._boundaries_path(id)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                boundaries = file["boundaries"].astype(np.float32)
+        except UNREADABLE as error:
+            raise CorruptArtifact(f"{path} cannot be read ({error}). {_redo(self.directory)}") from error
+        if boundaries.ndim != 2 or not (boundaries.min() >= 0 and boundaries.max() <= 1):
+            raise CorruptArtifact(f"{path} does not hold a map (h, w) in [0,1]. {_redo(self.directory)}")
+        return boundaries
+
+    def _boundaries_path(self, id: str) -> Path:
+        return self.directory / "boundaries" / f"{id}.npz"
 
     # --- lock --------------------------------------------------------------------------------------------------
 
@@ -349,9 +384,50 @@ class Artifact:
                 time.sleep(poll)
 
 
+class SuperpixelStore:
+    """Superpixels of images, computed once and kept for every later run that asks for the same.
+
+    A file stands for the pixels of one image, the settings and the library's version; nothing refers to it, so that
+    the folder may be deleted at any time.
+
+    Args:
+        root: the artifact store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.directory = root / "superpixels"
+
+    def __call__(self, image: np.ndarray, settings: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """``(H, W)`` int64 superpixels of ``(H, W, 3)`` uint8 pixels: as kept, or made by ``make`` and kept."""
+        pixels = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
+        made_by = {"settings": settings, "scikit-image": version("scikit-image")}
+        path = self.directory / fingerprint(made_by) / f"{pixels[:24]}-{image.shape[0]}x{image.shape[1]}.npz"
+        if path.is_file():
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    kept = file["segments"].astype(np.int64)
+                if kept.shape == image.shape[:2]:
+                    return kept
+            except UNREADABLE:
+                pass
+            log.warning("%s cannot be read; the superpixels are computed again", path)
+        segments = make()
+        _write_npz(path, segments=segments.astype(np.uint16 if segments.max() < 65536 else np.uint32))
+        return segments
+
+
 def _redo(directory: Path) -> str:
     """The remedy for a broken file of the artifact in ``directory``."""
     return f"Delete {directory} and run its stage again (or run the stage with force=true)"
 
 
-__all__ = ["Artifact", "Seeds", "fingerprint", "read_json", "write_atomically", "write_json", "write_text"]
+__all__ = [
+    "Artifact",
+    "Seeds",
+    "SuperpixelStore",
+    "fingerprint",
+    "read_json",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]

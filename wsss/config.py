@@ -1,7 +1,7 @@
 """The schema of what code reads from the configuration: a mistyped key fails at composition, not after a night.
 
-Groups that construct an object (``data``, ``classifier``, ``cam``, ``refiner``, ``segmenter``, ``logger``) hold a
-``_target_`` instead, whose signature is the schema.
+Groups that construct an object (``data``, ``classifier``, ``cam``, ``threshold``, ``crf``, ``refiner``, ``affinity``,
+``segmenter``, ``logger``) hold a ``_target_`` instead, whose signature is the schema.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class RecipeConfig:
 
 @dataclass
 class RecipesConfig:
-    """The two trainings."""
+    """The trainings."""
 
     classifier: RecipeConfig = field(default_factory=RecipeConfig)
+    affinity: RecipeConfig = field(default_factory=RecipeConfig)
     segmenter: RecipeConfig = field(default_factory=RecipeConfig)
 
 
@@ -72,6 +73,15 @@ class SeedsConfig:
     batch_size: int = 1  # images of one size that go through the network together; more pays on GPUs
     precision: str = "32-true"  # or bf16-mixed, 16-mixed (GPU): faster there, coarser
     fold_batch_norm: bool = True  # into the convolutions: faster, the same maps up to rounding
+
+
+@dataclass
+class AffinityConfig:
+    """How class boundaries are learnt, for refiners that walk along them."""
+
+    radius: int = 10  # cells: pairs nearer than this are learnt from
+    network: Any = MISSING
+    labels: Any = MISSING  # a refiner: the confident labels to learn from
 
 
 @dataclass
@@ -126,7 +136,10 @@ class Config:
     data: Any = MISSING
     classifier: Any = MISSING
     cam: Any = MISSING
+    threshold: Any = MISSING  # the background that scores compete with; the refiner takes it in
+    crf: Any = MISSING  # likewise
     refiner: Any = MISSING
+    affinity: AffinityConfig = field(default_factory=AffinityConfig)
     segmenter: Any = MISSING
     recipe: RecipesConfig = field(default_factory=RecipesConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
@@ -167,7 +180,7 @@ def _check_values(config: DictConfig) -> None:
 
     require(config.seed >= 0, "seed", "0 or more")
     require(config.workers is None or config.workers >= 0, "workers", "0 or more, or null")
-    for name in ("classifier", "segmenter"):
+    for name in ("classifier", "affinity", "segmenter"):
         recipe, key = config.recipe[name], f"recipe.{name}"
         require(recipe.epochs >= 1, f"{key}.epochs", "1 or more")
         least = 2 if name == "segmenter" else 1  # batch norm on pooled features needs two values
@@ -178,6 +191,7 @@ def _check_values(config: DictConfig) -> None:
     require(
         config.recipe.segmenter.frozen_stages == 0, "recipe.segmenter.frozen_stages", "0: segmenters train all stages"
     )
+    require(config.affinity.radius >= 2, "affinity.radius", "2 or more cells")
     for key in ("seeds.scales", "evaluation.scales"):
         scales = OmegaConf.select(config, key)
         require(len(scales) > 0 and min(scales) > 0, key, "a list of factors above 0")

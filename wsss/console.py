@@ -406,6 +406,11 @@ IGNORED_WARNINGS = (
         UserWarning,
         "The number of workers is the user's setting; 0 and 1 are right for small data and in tests.",
     ),
+    IgnoredWarning(
+        r"Found \d+ module\(s\) in eval mode at the start of training",
+        UserWarning,
+        "Frozen encoders are in evaluation mode on purpose, so that their batch norm does not drift.",
+    ),
 )
 """The warnings that :func:`quiet_libraries` filters. Everything else is mended at its cause, or shown."""
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cached_property, reduce
 from importlib.metadata import PackageNotFoundError, version
 from operator import getitem
 from pathlib import Path
@@ -28,7 +28,7 @@ from wsss.console import table
 from wsss.data import VocLayout
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, DataError, MissingArtifact
-from wsss.stages import classifier, labels, seeds, segmenter
+from wsss.stages import affinity, classifier, labels, seeds, segmenter
 from wsss.stages.context import Context, Outcome, device_of
 from wsss.tracking import TrackerFactory, Trackers
 
@@ -40,7 +40,7 @@ class Stage:
     """One step of the pipeline.
 
     Attributes:
-        script: the command that runs it.
+        script: the command that runs it, together with what it needs of the stages with the same script.
         version: raise it when the code changes what comes out for the same configuration.
         reads: dotted paths of the configuration that can move its numbers.
         needs: the stages whose artifacts it reads.
@@ -88,11 +88,21 @@ STAGES: dict[str, Stage] = {
         build=seeds.build,
         run=seeds.run,
     ),
+    "affinity": Stage(
+        script="refine.py",
+        version=1,
+        reads=("seed", "data", "affinity", "recipe.affinity", "trainer.precision"),
+        needs=("classifier", "seeds"),
+        metric="miou",
+        measures=("train",),
+        build=affinity.build,
+        run=affinity.run,
+    ),
     "labels": Stage(
         script="refine.py",
         version=1,
         reads=("seed", "refiner"),
-        needs=("seeds",),
+        needs=("seeds", "affinity"),
         metric="miou",
         measures=("train",),
         build=labels.build,
@@ -155,14 +165,27 @@ class Pipeline:
         self._facts: dict[str, Any] | None = None
 
     def needs(self, stage: str) -> tuple[str, ...]:
-        """The stages that ``stage`` reads: a segmenter learning from true masks needs none."""
+        """The stages that ``stage`` reads.
+
+        A segmenter that learns from true masks needs none; labels need affinities where their refiner walks on them.
+
+        Raises:
+            ConfigError: the refiner cannot be built.
+        """
         if stage == "segmenter" and self.config.labels is Labels.ground_truth:
             return ()
+        if stage == "labels" and not self._walks:
+            return tuple(need for need in STAGES[stage].needs if need != "affinity")
         return STAGES[stage].needs
+
+    @cached_property
+    def _walks(self) -> bool:
+        return build(self.config, "refiner").needs_boundaries
 
     def order(self, stage: str) -> tuple[str, ...]:
         """``stage`` and all it builds on, in the order in which they run."""
-        return (*(name for need in self.needs(stage) for name in self.order(need)), stage)
+        earlier = (name for need in self.needs(stage) for name in self.order(need))
+        return tuple(dict.fromkeys((*earlier, stage)))
 
     def artifact(self, stage: str) -> Artifact:
         """The artifact of ``stage`` for this configuration, made or not."""
@@ -229,10 +252,11 @@ class Pipeline:
             self._reuse(artifact)
             return artifact
         missing = [name for name in self.order(stage)[:-1] if not self.artifact(name).complete]
-        if missing and self.config.upstream is Upstream.require:
+        asked = [name for name in missing if STAGES[name].script != STAGES[stage].script]
+        if asked and self.config.upstream is Upstream.require:
             raise MissingArtifact(
-                f"no finished {missing[0]} for this configuration (looked in {self.artifact(missing[0]).directory}).\n"
-                f"Run:  {self.command(missing[0])}     or add upstream=build"
+                f"no finished {asked[0]} for this configuration (looked in {self.artifact(asked[0]).directory}).\n"
+                f"Run:  {self.command(asked[0])}     or add upstream=build"
             )
         self._run_all((*missing, stage), forced={stage} if self.config.force else set())
         return artifact

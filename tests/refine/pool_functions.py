@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 from wsss.errors import DataError
 
@@ -21,6 +22,19 @@ def misbehave(value: int) -> int:
     if value == -3:
         os.kill(os.getpid(), signal.SIGKILL)
     return value
+
+
+def die_once(item: tuple[str, int]) -> int:
+    """The first process that comes to item 3 dies."""
+    mark, value = Path(item[0]), item[1]
+    if value == 3 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+def process(value: int) -> int:
+    return os.getpid()
 
 
 def threads(value: int) -> tuple[int, str]:

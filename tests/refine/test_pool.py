@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 
 import pytest
-from pool_functions import misbehave, square, threads
+from pool_functions import die_once, misbehave, process, square, threads
 
 from wsss.errors import DataError
 from wsss.refine import ItemError, map_images
@@ -51,13 +53,36 @@ def test_processes_give_every_result_with_bounded_lookahead():
     assert dict([first, *results]) == {f"image{i}": i * i for i in range(12)}
 
 
+def test_threads_of_this_process():
+    here = dict(map_images(process, numbered([1, 2, 3]), workers=2, threads=True))
+    assert here == dict.fromkeys(["image0", "image1", "image2"], os.getpid())
+    with pytest.raises(ItemError, match="image1: ValueError: negative"):
+        list(map_images(misbehave, numbered([1, -1]), workers=1, threads=True))
+
+
 def test_workers_have_one_thread():
     assert dict(map_images(threads, numbered([0]), workers=1)) == {"image0": (1, "1")}
 
 
-def test_a_dead_worker_is_reported_with_the_items_under_way():
-    with pytest.raises(ItemError, match=r"worker process died at one of: image0, image1.*fewer workers"):
-        list(map_images(misbehave, numbered([-3, 1]), workers=1))
+def test_an_item_that_kills_its_worker_is_named_and_takes_nothing_with_it():
+    done = {}
+
+    def collect() -> None:
+        for name, value in map_images(misbehave, numbered([5, 6, -3]), workers=2):
+            done[name] = value
+
+    with pytest.raises(ItemError, match=r"^image2: the worker process died at it, twice"):
+        collect()
+    assert done == {"image0": 5, "image1": 6}
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path, caplog):
+    """As where memory was short for a moment: what was under way is done again, and the rest too."""
+    caplog.set_level(logging.WARNING, "wsss")
+    items = [(f"image{i}", (str(tmp_path / "died"), i)) for i in range(8)]
+    assert dict(map_images(die_once, items, workers=2)) == {f"image{i}": i for i in range(8)}
+    assert len(caplog.messages) == 1
+    assert "image3" in caplog.messages[0]
 
 
 def test_edges():

@@ -8,18 +8,33 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from wsss.errors import ConfigError
-from wsss.refine import IRN, DenseCrf, Refiner, Superpixels, Threshold
-from wsss.refine.threshold import threshold
+from wsss.refine import (
+    IRN,
+    ConfidentCrf,
+    Crf,
+    DenseCrf,
+    Pamr,
+    PercentileBackground,
+    PowerBackground,
+    Refiner,
+    Superpixels,
+    Threshold,
+)
+from wsss.refine.methods import confident
+from wsss.refine.refiner import Extras
+from wsss.refine.threshold import percentile_scale, threshold
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(0, 256, (24, 32, 3), dtype=np.uint8)
 SCORES = RNG.random((2, 24, 32), dtype=np.float32)
 IDS = np.array([12, 5])
 REFINERS = [
-    Refiner(),
-    Refiner(smoothing=[Superpixels()]),
+    Refiner(labelling=Threshold()),
+    Refiner(smoothing=[Superpixels()], labelling=Threshold(background=PercentileBackground(percentile=90))),
     Refiner(smoothing=(Superpixels(algorithm="slic", segments=30), Superpixels(scale=50)), labelling=DenseCrf()),
-    Refiner(labelling=DenseCrf(power=4, unary="hard", **IRN)),
+    Refiner(labelling=DenseCrf(background=PowerBackground(), unary="hard", crf=Crf(**IRN))),
+    Refiner(labelling=ConfidentCrf(foreground=0.6, background=0.4), max_side=32),
+    Refiner(smoothing=[Pamr()], labelling=DenseCrf(crf=Crf(backend="torch"))),
 ]
 
 
@@ -28,16 +43,16 @@ def test_labels_pickle_and_empty_images(refiner):
     labels = refiner(IMAGE, IDS, SCORES)
     assert labels.shape == (24, 32)
     assert labels.dtype == np.uint8
-    assert set(np.unique(labels)) <= {0, 12, 5}
+    assert set(np.unique(labels)) <= {0, 12, 5, 255}
     assert (pickle.loads(pickle.dumps(refiner))(IMAGE, [12, 5], SCORES) == labels).all()
     assert not refiner(IMAGE, [], SCORES[:0]).any()
 
 
 def test_steps_run_in_order():
-    def add(image, class_ids, scores):
+    def add(image, class_ids, scores, extras):
         return scores + 0.1
 
-    def double(image, class_ids, scores):
+    def double(image, class_ids, scores, extras):
         return scores * 2
 
     scores = np.full((1, 24, 32), 0.2, dtype=np.float32)
@@ -46,8 +61,73 @@ def test_steps_run_in_order():
         assert (labels == expected).all()
 
 
-def test_default_is_a_threshold():
-    assert (Refiner()(IMAGE, IDS, SCORES) == threshold(SCORES, IDS, background=0.3)).all()
+def test_backgrounds():
+    """A number, a share of a percentile, and a power of what the classes leave."""
+    for background, scores, value in [
+        (None, SCORES, 0.3),
+        (0.6, SCORES, 0.6),
+        (PercentileBackground(background=0.6, percentile=50), percentile_scale(SCORES, percentile=50), 0.6),
+        (PowerBackground(alpha=2), SCORES, (1 - SCORES.max(axis=0)) ** 2),
+    ]:
+        labels = Refiner(labelling=Threshold(background=background))(IMAGE, IDS, SCORES)
+        assert (labels == threshold(scores, IDS, background=value)).all()
+        assert 0 < (labels == 0).mean() < 1
+
+
+def test_confident_labels_by_hand():
+    strict, lenient = np.array([[3, 0, 0, 3]]), np.array([[3, 0, 3, 4]])
+    assert confident(strict, lenient).tolist() == [[3, 0, 255, 3]]
+
+
+def test_confident_labels_are_two_crfs():
+    """What is ignored lies between the two, and the pairwise terms set up once give what two CRFs give."""
+    settings = {"unary": "hard", "crf": Crf(**IRN)}
+    low, high = (DenseCrf(background=value, **settings)(IMAGE, IDS, SCORES, Extras()) for value in (0.5, 0.8))
+    labels = ConfidentCrf(foreground=0.8, background=0.5, **settings)(IMAGE, IDS, SCORES, Extras())
+    assert (labels == confident(high, low)).all()
+    assert set(np.unique(labels)) == {0, 5, 12, 255}
+    equal = ConfidentCrf(foreground=0.5, background=0.5, **settings)(IMAGE, IDS, SCORES, Extras())
+    assert (equal == low).all()
+
+
+def test_the_torch_backend_gives_the_same_labels():
+    settings = {"foreground": 0.8, "background": 0.5}
+    ours, theirs = (
+        ConfidentCrf(**settings, crf=Crf(backend=backend))(IMAGE, IDS, SCORES, Extras())
+        for backend in ("torch", "pydensecrf")
+    )
+    assert (ours == theirs).mean() > 0.999
+
+
+def test_what_can_use_a_device():
+    """Where a step computes is no setting: it moves no fingerprint and makes no step another."""
+    torch_crf = Refiner(labelling=ConfidentCrf(crf=Crf(backend="torch")))
+    before = repr(torch_crf)
+    assert torch_crf.to("meta")
+    assert repr(torch_crf) == before
+    assert torch_crf.labelling == ConfidentCrf(crf=Crf(backend="torch"))
+    assert Refiner(smoothing=[Pamr()], labelling=Threshold()).to("meta")
+    assert not Refiner(smoothing=[Superpixels()], labelling=DenseCrf()).to("meta")
+
+
+def test_working_size():
+    refiner = Refiner(labelling=Threshold(), max_side=100)
+    assert [refiner.working_size(size) for size in [(100, 80), (400, 300), (4000, 1)]] == [
+        (100, 80),
+        (100, 75),
+        (100, 1),
+    ]
+    assert Refiner(labelling=Threshold()).working_size((9000, 9000)) == (9000, 9000)
+
+
+def test_superpixels_are_asked_of_the_extras():
+    class Kept(Extras):
+        def superpixels(self, image, settings, make):
+            assert settings == repr(Superpixels())
+            return np.arange(24 * 32).reshape(24, 32) // (12 * 32)  # an upper and a lower half
+
+    labels = Refiner(smoothing=[Superpixels()], labelling=Threshold())(IMAGE, [1], SCORES[:1] * 0.5, Kept())
+    assert len(np.unique(labels[:12])) == len(np.unique(labels[12:])) == 1
 
 
 def test_superpixel_vote_by_hand():
@@ -55,7 +135,8 @@ def test_superpixel_vote_by_hand():
     image[:, 10:] = 255
     scores = np.zeros((1, 20, 20), dtype=np.float32)
     scores[0, :, 6:] = 0.5  # spills over the edge by 4 of 10 columns: mean 0.2 on the left
-    labels = Refiner(smoothing=[Superpixels(scale=100, sigma=0, min_size=1)])(image, [3], scores)
+    refiner = Refiner(smoothing=[Superpixels(scale=100, sigma=0, min_size=1)], labelling=Threshold())
+    labels = refiner(image, [3], scores)
     assert (labels == np.where(np.arange(20) >= 10, 3, 0)).all()
 
 
@@ -64,20 +145,27 @@ def test_hydra_builds_it():
         {
             "_target_": "wsss.refine.Refiner",
             "smoothing": [{"_target_": "wsss.refine.Superpixels", "algorithm": "slic", "segments": 30}],
-            "labelling": {"_target_": "wsss.refine.DenseCrf", "background": 0.4, "iterations": 3},
+            "labelling": {
+                "_target_": "wsss.refine.DenseCrf",
+                "background": "${threshold}",
+                "crf": {"_target_": "wsss.refine.Crf", "iterations": 3},
+            },
+            "threshold": {"_target_": "wsss.refine.PowerBackground", "alpha": 2},
         }
     )
+    threshold = node.pop("threshold")
+    node = OmegaConf.create({"refiner": node, "threshold": threshold}).refiner
     refiner = pickle.loads(pickle.dumps(instantiate(node)))
     assert refiner.smoothing == (Superpixels(algorithm="slic", segments=30),)
-    assert refiner.labelling == DenseCrf(background=0.4, iterations=3)
+    assert refiner.labelling == DenseCrf(background=PowerBackground(alpha=2), crf=Crf(iterations=3))
     assert refiner(IMAGE, IDS, SCORES).shape == (24, 32)
-    assert instantiate(OmegaConf.create({"_target_": "wsss.refine.Refiner", "smoothing": None})).smoothing == ()
+    assert Refiner(smoothing=None, labelling=Threshold()).smoothing == ()
 
 
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: Threshold(background=1.5), r"Threshold.background: .*got 1.5"),
+        (lambda: Threshold(background=1.5), r"ConstantBackground.background: .*got 1.5"),
         (lambda: Threshold(background="high"), "got 'high'"),
         (lambda: Threshold(background=float("nan")), "got nan"),
         (lambda: Superpixels(algorithm="mcg"), "felzenszwalb, got 'mcg'"),
@@ -85,15 +173,18 @@ def test_hydra_builds_it():
         (lambda: Superpixels(algorithm="slic", segments=0), "whole number"),
         (lambda: Superpixels(sigma=-1), "sigma"),
         (lambda: Superpixels(scale=0), "scale"),
-        (lambda: DenseCrf(unary="firm"), "soft or hard, got 'firm'"),
-        (lambda: DenseCrf(iterations=2.5), "iterations"),
-        (lambda: DenseCrf(power=0), "power"),
+        (lambda: DenseCrf(unary="firm"), "soft, hard, got 'firm'"),
+        (lambda: Crf(iterations=2.5), "iterations"),
+        (lambda: PowerBackground(alpha=0), "alpha"),
+        (lambda: PercentileBackground(percentile=0), "percentile"),
+        (lambda: ConfidentCrf(foreground=0.1, background=0.2), "foreground: expected at least .* 0.2"),
         (lambda: DenseCrf(gt_prob=1), "gt_prob"),
-        (lambda: DenseCrf(bilateral_srgb=0), "bilateral_srgb"),
-        (lambda: DenseCrf(gaussian_compat=-1), "gaussian_compat"),
-        (lambda: Refiner(smoothing=Superpixels()), "list of steps"),
-        (lambda: Refiner(smoothing=["slic"]), r"smoothing\[0\].*'slic'"),
+        (lambda: Crf(bilateral_srgb=0), "bilateral_srgb"),
+        (lambda: Crf(gaussian_compat=-1), "gaussian_compat"),
+        (lambda: Refiner(smoothing=Superpixels(), labelling=Threshold()), "list of steps"),
+        (lambda: Refiner(smoothing=["slic"], labelling=Threshold()), r"smoothing\[0\].*'slic'"),
         (lambda: Refiner(labelling=0.3), "labelling.*0.3"),
+        (lambda: Refiner(labelling=Threshold(), max_side=2.5), "max_side.*2.5"),
     ],
 )
 def test_configuration_is_checked_when_built(build, message):
@@ -118,4 +209,4 @@ def test_configuration_is_checked_when_built(build, message):
 )
 def test_the_contract_is_checked_at_the_door(image, class_ids, scores, message):
     with pytest.raises(ValueError, match=message):
-        Refiner()(image, class_ids, scores)
+        Refiner(labelling=Threshold())(image, class_ids, scores)

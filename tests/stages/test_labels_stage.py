@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
 from conftest import MakePipeline
+from omegaconf import OmegaConf
 from PIL import Image
 
+from wsss.artifacts import Artifact, Seeds
+from wsss.build import build
+from wsss.errors import CorruptArtifact
 from wsss.metrics import ConfusionMatrix, miou
 from wsss.palette import voc_palette
 from wsss.pipeline import Pipeline
+from wsss.refine import ItemError
+from wsss.stages.labels import Source, refine_image
 from wsss.types import IGNORE
 
 
@@ -55,3 +63,120 @@ def test_changing_the_refiner_reads_the_same_seeds(tiny_pipeline: MakePipeline, 
     assert "background=0.9" in strict.manifest["facts"]["refiner"]
     objects = [np.count_nonzero(p.artifact("labels").read_mask(tiny.TRAIN[0])) for p in (pipeline, finished)]
     assert objects[0] < objects[1]
+
+
+# --- edges ------------------------------------------------------------------------------------------------------------
+
+
+def refined(pipeline: Pipeline, image: Image.Image, scores: np.ndarray) -> np.ndarray:
+    """The mask that the stage makes of the first training image, replaced by another with its own seeds."""
+    id = tiny.TRAIN[0]
+    path = pipeline.data.image_path(id)
+    image.save(path, quality=90)
+    seeds, labels = Artifact(path.parent, "seeds", "edge"), Artifact(path.parent, "labels", "edge")
+    seeds.write_seeds(id, Seeds(np.array([1]), scores, image.size[::-1]))
+    refiner = build(pipeline.config, "refiner")
+    reduced = refine_image(refiner, Source(seeds), labels, (id, path))
+    mask = labels.read_mask(id)
+    assert mask.shape == image.size[::-1]
+    assert set(np.unique(mask)) <= {0, 1, IGNORE}
+    assert reduced == (max(image.size) > (refiner.max_side or np.inf))
+    return mask
+
+
+REFINERS = ["none", "superpixel", "crf", "superpixel_crf", "confident", "pamr", "graphcut"]
+
+
+@pytest.mark.parametrize("refiner", REFINERS)
+def test_small_grey_and_narrow_images(refiner: str, tiny_pipeline: MakePipeline, own_set: Path):
+    pipeline = tiny_pipeline(f"refiner={refiner}", root=own_set)
+    ramp = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+    for image in [
+        Image.new("L", (16, 16), 90),
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)),
+        Image.new("RGB", (1, 40)),
+    ]:
+        refined(pipeline, image, ramp)
+        assert not refined(pipeline, image, ramp * 0).any()  # a silent map is background
+
+
+@pytest.mark.parametrize("refiner", [name for name in REFINERS if name != "superpixel"])
+def test_an_object_of_one_pixel(refiner: str, tiny_pipeline: MakePipeline, own_set: Path):
+    pixels = np.full((32, 32, 3), 60, dtype=np.uint8)
+    pixels[9, 9] = 250
+    scores = np.zeros((1, 32, 32), dtype=np.float32)
+    scores[0, 9, 9] = 1
+    mask = refined(tiny_pipeline(f"refiner={refiner}", root=own_set), Image.fromarray(pixels), scores)
+    assert np.count_nonzero(mask == 1) <= 9
+
+
+@pytest.mark.slow
+def test_an_image_of_4000_pixels_is_refined_smaller_and_this_is_said(
+    tiny_pipeline: MakePipeline, own_set: Path, finished: Pipeline, caplog: pytest.LogCaptureFixture
+):
+    pipeline = tiny_pipeline("refiner=crf", "refiner.max_side=200", root=own_set)
+    scores = np.zeros((1, 750, 1000), dtype=np.float32)
+    scores[0, 200:500, 300:700] = 1
+    pixels = np.full((3000, 4000, 3), 40, dtype=np.uint8)
+    pixels[800:2000, 1200:2800] = 220
+    mask = refined(pipeline, Image.fromarray(pixels), scores)
+    truth = pixels[..., 0] > 100
+    assert (truth & (mask == 1)).sum() / (truth | (mask == 1)).sum() > 0.97
+
+    small = tiny_pipeline("refiner=crf", "refiner.max_side=50", base=own_set / "store")
+    tiny.adopt(small, finished, "classifier", "seeds")
+    caplog.set_level("INFO", "wsss")
+    small.make("labels")
+    assert (
+        f"{len(tiny.TRAIN)} of {len(tiny.TRAIN)} images were refined at a reduced size (refiner.max_side)"
+        in caplog.text
+    )
+
+
+def test_superpixels_are_kept_for_the_next_run(tiny_pipeline: MakePipeline, finished: Pipeline):
+    """For another threshold the images are not segmented again; fewer superpixels than asked for are no matter."""
+    few = ("refiner=superpixel", "refiner.smoothing.0.algorithm=slic", "refiner.smoothing.0.segments=100000")
+    slic = (*few, "refiner.smoothing.0.scale=null", "refiner.smoothing.0.min_size=null")
+    first = tiny_pipeline(*slic)
+    tiny.adopt(first, finished, "classifier", "seeds")
+    first.make("labels")
+    kept = sorted((Path(first.config.paths.artifacts) / "superpixels").rglob("*.npz"))
+    assert len(kept) == len(tiny.TRAIN) - 1  # none for the image without classes
+    times = [path.stat().st_mtime_ns for path in kept]
+    tiny_pipeline(*slic, "threshold.background=0.5").make("labels")
+    assert sorted((Path(first.config.paths.artifacts) / "superpixels").rglob("*.npz")) == kept
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+
+def test_corrupt_seeds_are_named(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline()
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    path = pipeline.artifact("seeds").directory / "maps" / f"{tiny.TRAIN[3]}.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CorruptArtifact, match=f"^{tiny.TRAIN[3]}: .*{path.name} cannot be read.*force=true"):
+        pipeline.make("labels")
+    assert pipeline.artifact("labels").has_mask(tiny.TRAIN[0])  # what was done before is kept
+
+
+def test_seeds_of_another_image_are_refused(tiny_pipeline: MakePipeline, finished: Pipeline, own_set: Path):
+    pipeline = tiny_pipeline(root=own_set)
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    with Image.open(own_set / "JPEGImages" / f"{tiny.TRAIN[0]}.jpg") as image:
+        image.crop((0, 0, 40, 40)).save(own_set / "JPEGImages" / f"{tiny.TRAIN[0]}.jpg")
+    with pytest.raises(CorruptArtifact, match=f"{tiny.TRAIN[0]}.jpg has 40 x 40 pixels, its seeds .* of 48 x 64"):
+        pipeline.make("labels")
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_named_by_its_image_and_finished_work_is_kept(
+    tiny_pipeline: MakePipeline, finished: Pipeline
+):
+    pipeline = tiny_pipeline("workers=2")
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    OmegaConf.update(pipeline.config, "refiner.smoothing", [{"_target_": "tiny.Deadly"}], force_add=True)
+    labels = pipeline.artifact("labels")
+    with pytest.raises(ItemError, match=f"^{tiny.TRAIN[1]}: the worker process died at it, twice"):
+        pipeline.make("labels")
+    assert not labels.complete
+    assert labels.has_mask(tiny.TRAIN[0])
+    assert not labels.has_mask(tiny.TRAIN[1])

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from wsss.refine.background import Background, ConstantBackground, PercentileBackground, PowerBackground
 from wsss.refine.crf import DEEPLAB, IRN, PSA
-from wsss.refine.methods import DenseCrf, Labelling, Refiner, Smoothing, Superpixels, Threshold
+from wsss.refine.methods import ConfidentCrf, Crf, DenseCrf, Pamr, RandomWalk, Superpixels, Threshold
 from wsss.refine.pool import ItemError, map_images
+from wsss.refine.refiner import Extras, Labelling, Refiner, Smoothing
 
 __all__ = [
     "DEEPLAB",
     "IRN",
     "PSA",
+    "Background",
+    "ConfidentCrf",
+    "ConstantBackground",
+    "Crf",
     "DenseCrf",
+    "Extras",
     "ItemError",
     "Labelling",
+    "Pamr",
+    "PercentileBackground",
+    "PowerBackground",
+    "RandomWalk",
     "Refiner",
     "Smoothing",
     "Superpixels",

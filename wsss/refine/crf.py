@@ -6,12 +6,14 @@ pydensecrf holds the interpreter lock while it works, so that threads gain nothi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
 
-_SMALLEST = 1e-5  # of a probability, before its logarithm
+SMALLEST_PROBABILITY = 1e-5
+"""Smaller ones count as this much: their logarithm must be finite."""
 
 
 class CrfParameters(TypedDict):
@@ -64,19 +66,66 @@ def dense_crf(
     Raises:
         ValueError: the image is not ``(H, W, 3)`` uint8. pydensecrf would take other types and wrap them around.
     """
-    labels, height, width = probabilities.shape
+    (posterior,) = dense_crf_each(
+        image,
+        [probabilities],
+        iterations=iterations,
+        gaussian_sxy=gaussian_sxy,
+        gaussian_compat=gaussian_compat,
+        bilateral_sxy=bilateral_sxy,
+        bilateral_srgb=bilateral_srgb,
+        bilateral_compat=bilateral_compat,
+    )
+    return posterior
+
+
+def dense_crf_each(
+    image: np.ndarray,
+    probabilities: Sequence[np.ndarray],
+    *,
+    iterations: int = 10,
+    gaussian_sxy: float,
+    gaussian_compat: float,
+    bilateral_sxy: float,
+    bilateral_srgb: float,
+    bilateral_compat: float,
+) -> list[np.ndarray]:
+    """:func:`dense_crf` for several unaries of one image: the pairwise terms are set up once.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        probabilities: arrays ``(L, H, W)``, all of one shape.
+        iterations: and the rest: as in :func:`dense_crf`.
+
+    Returns:
+        A posterior ``(L, H, W)`` for each.
+
+    Raises:
+        ValueError: the image is not ``(H, W, 3)`` uint8, or the shapes differ.
+    """
+    shapes = {unary.shape for unary in probabilities}
+    if len(shapes) != 1:
+        raise ValueError(f"expected probabilities of one shape (L, H, W), got {sorted(shapes)}")
+    labels, height, width = shapes.pop()
     if image.dtype != np.uint8 or image.shape != (height, width, 3):
         raise ValueError(f"expected a uint8 image {(height, width, 3)}, got {image.dtype} {image.shape}")
     if labels == 1:
-        return probabilities
-    unary = -np.log(np.clip(probabilities, _SMALLEST, 1, dtype=np.float32))
+        return list(probabilities)
     crf = DenseCRF2D(width, height, labels)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary.reshape(labels, -1)))
     crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_compat)
     crf.addPairwiseBilateral(
-        sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=np.ascontiguousarray(image), compat=bilateral_compat
+        sxy=bilateral_sxy,
+        srgb=bilateral_srgb,
+        rgbim=np.require(image, requirements=("C", "W")),
+        compat=bilateral_compat,
     )
-    return np.array(crf.inference(iterations), dtype=np.float32).reshape(labels, height, width)
+    posteriors = []
+    for unary in probabilities:
+        energy = -np.log(np.clip(unary, SMALLEST_PROBABILITY, 1, dtype=np.float32))
+        crf.setUnaryEnergy(np.ascontiguousarray(energy.reshape(labels, -1)))
+        found = np.array(crf.inference(iterations), dtype=np.float32)
+        posteriors.append(found.reshape(labels, height, width))
+    return posteriors
 
 
 def soft_probabilities(scores: np.ndarray, *, background: float | np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""The objects that Hydra builds: steps that turn the seeds of one image into a label mask.
+"""The steps that Hydra builds: smoothing steps (scores to scores) and labelling steps (scores to labels).
 
-A refiner applies any number of smoothing steps (scores to scores) and then one labelling step (scores to labels). A new
-method is a new class with one of the two call signatures below; nothing else has to know about it.
+A new method is a new class with one of the two call signatures in ``refiner``; nothing else has to know about it.
 
 The defaults come from ground-truth masks degraded to CAM-like scores (block means on a coarse grid, blurred, multiplied
 by a smooth random field) of 38 msrc15 training images; mIoU in %, background 0.3, in brackets at the best threshold:
@@ -17,51 +16,26 @@ by a smooth random field) of 38 msrc15 training images; mIoU in %, background 0.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from wsss.errors import ConfigError
-from wsss.metrics.threshold import check_scores
-from wsss.refine.crf import DEEPLAB, dense_crf, hard_probabilities, soft_probabilities
+from wsss.refine.background import Background, as_background
+from wsss.refine.crf import DEEPLAB, dense_crf_each, hard_probabilities, soft_probabilities
+from wsss.refine.mean_field import mean_field, pairwise_kernels
+from wsss.refine.pamr import pamr
+from wsss.refine.random_walk import walk
+from wsss.refine.refiner import Extras
+from wsss.refine.step import Step
 from wsss.refine.superpixel import felzenszwalb, slic, superpixel_smoothing
-from wsss.refine.threshold import percentile_scale, power_background, threshold
+from wsss.refine.threshold import threshold
 from wsss.types import BACKGROUND, IGNORE
 
 
-class Smoothing(Protocol):
-    """A step from scores to better scores."""
-
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """``(H, W, 3)`` uint8, ``(K,)`` and ``(K, H, W)`` float32 in [0, 1] to the same shape and range; ``K >= 1``."""
-
-
-class Labelling(Protocol):
-    """The step from scores to labels."""
-
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """The same arguments to ``(H, W)`` uint8 in {0}, ``class_ids`` and {255}; ``K >= 1``."""
-
-
-class _Step:
-    """Compares and prints by its settings.
-
-    Not a dataclass: Hydra puts the steps of a list into a config list, which would turn dataclasses into plain nodes.
-    """
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((type(self), *vars(self).items()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
-
-
-class Superpixels(_Step):
+class Superpixels(Step):
     """Mean of each score over superpixels (LayerCAM, TIP 2021, Eq. 10).
 
     Args:
@@ -91,24 +65,23 @@ class Superpixels(_Step):
         self.min_size = min_size
         self.sigma = sigma
         own = {"slic": ("segments", "compactness", "sigma"), "felzenszwalb": ("scale", "min_size", "sigma")}
-        if self.algorithm not in own:
-            raise _config_error(self, "algorithm", f"one of {', '.join(own)}")
+        self.check_choice("algorithm", *own)
         for name in ("segments", "compactness", "scale", "min_size", "sigma"):
             if getattr(self, name) is None:
                 continue
             if name not in own[self.algorithm]:
                 takes = ", ".join(own[self.algorithm])
-                raise _config_error(self, name, f"null with {self.algorithm}, which takes {takes}")
+                raise self.wrong(name, f"null with {self.algorithm}, which takes {takes}")
             if name in ("segments", "min_size"):
-                _check(self, name, lambda value: value >= 1 and value == int(value), "a whole number of 1 or more")
+                self.check_count(name)
             elif name == "sigma":
-                _check(self, name, lambda value: value >= 0, "a number of 0 or more")
+                self.check_not_negative(name)
             else:
-                _check(self, name, lambda value: value > 0, "a positive number")
+                self.check_positive(name)
 
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """Scores that are constant on each superpixel."""
-        return superpixel_smoothing(self.segment(image), scores)
+        return superpixel_smoothing(extras.superpixels(image, repr(self), lambda: self.segment(image)), scores)
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """The superpixels of an image, ``(H, W)`` ids 0..S-1."""
@@ -127,181 +100,239 @@ class Superpixels(_Step):
         )
 
 
-class Threshold(_Step):
-    """The strongest class where its score is greater than a constant, else background.
+class Pamr(Step):
+    """Scores averaged over similar neighbours, near and far (pixel-adaptive mask refinement; CVPR 2020).
 
     Args:
-        background: the constant, in [0, 1].
-        percentile: the constant is relative to this percentile of each map (PaS) instead of its maximum.
+        iterations: how often.
+        dilations: distances of the neighbours in pixels.
     """
 
-    def __init__(self, *, background: float = 0.3, percentile: float | None = None) -> None:
-        self.background = background
-        self.percentile = percentile
-        _check(self, "background", lambda value: 0 <= value <= 1, "a number from 0 to 1")
-        _check_percentile(self)
+    def __init__(self, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)) -> None:
+        self.iterations = iterations
+        self.dilations = tuple(dilations)
+        self._device = "cpu"
+        self.check_count("iterations")
+        if not self.dilations or any(not isinstance(value, int) or value < 1 for value in self.dilations):
+            raise self.wrong("dilations", "whole numbers of 1 or more, at least one")
 
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Labels by :func:`wsss.refine.threshold.threshold`."""
-        return threshold(percentile_scale(scores, percentile=self.percentile), class_ids, background=self.background)
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        """Scores by :func:`wsss.refine.pamr.pamr`."""
+        pixels, maps = as_batch(image, self._device), torch.from_numpy(scores)[None].to(self._device)
+        return pamr(pixels, maps, iterations=int(self.iterations), dilations=self.dilations)[0].cpu().numpy()
+
+    def to(self, device: str) -> bool:
+        """As every step; this one can."""
+        self._device = device
+        return True
 
 
-class DenseCrf(_Step):
-    """Labels from a fully connected CRF over background and the classes present.
+class RandomWalk(Step):
+    """Scores spread along learned affinities, held back by class boundaries (IRN, CVPR 2019, Eqs. 3 and 9-10).
+
+    The boundaries come from the affinity stage of the pipeline. Scores come out relative to the largest of the image,
+    so that another threshold suits them than the seeds: 0.25 in IRN's program, 0.35 in LPCAM's.
 
     Args:
-        background: constant score of the background, in [0, 1]; not read if ``power`` is set.
-        percentile: scores are relative to this percentile of each map (PaS) instead of its maximum.
-        power: alpha of a background score (1 - max)^alpha instead of the constant.
-        unary: "soft", from the scores, or "hard", from the thresholded labels.
-        gt_prob: with "hard", how far such a label is trusted, in (0, 1).
+        beta: power of an affinity; the larger, the less a faint boundary lets through.
+        steps: of the walk; time is proportional to it.
+        radius: cells of 4 pixels that one step may cross.
+    """
+
+    needs_boundaries = True
+
+    def __init__(self, *, beta: float = 10.0, steps: int = 256, radius: int = 5) -> None:
+        self.beta = beta
+        self.steps = steps
+        self.radius = radius
+        self.check_positive("beta")
+        self.check_count("steps")
+        self.check("radius", lambda value: value >= 2 and value == int(value), "a whole number of 2 or more")
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        """Scores by :func:`wsss.refine.random_walk.walk`."""
+        return walk(scores, extras.boundaries(), radius=int(self.radius), beta=self.beta, steps=int(self.steps))
+
+
+class Threshold(Step):
+    """The strongest class where its score is greater than the background's, else background.
+
+    Args:
+        background: a number, or an option of conf/threshold/; 0.3 by default.
+    """
+
+    def __init__(self, *, background: Background | float | None = None) -> None:
+        self.background = as_background(background)
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        """Labels by :func:`wsss.refine.threshold.threshold`."""
+        compared, background = self.background(scores)
+        return threshold(compared, class_ids, background=background)
+
+
+class Crf(Step):
+    """A fully connected CRF: its pairwise terms, and what computes it.
+
+    Args:
         iterations: of mean field.
         gaussian_sxy: and the rest: see :func:`wsss.refine.crf.dense_crf`; the default is the preset DEEPLAB.
-            ``DenseCrf(**IRN)`` takes another.
+            ``Crf(**IRN)`` takes another.
+        backend: "pydensecrf", one image at a time on the CPU, or "torch", which uses a GPU where there is one.
     """
 
     def __init__(
         self,
         *,
-        background: float = 0.3,
-        percentile: float | None = None,
-        power: float | None = None,
-        unary: str = "soft",
-        gt_prob: float = 0.7,
         iterations: int = 10,
+        backend: str = "pydensecrf",
         gaussian_sxy: float = DEEPLAB["gaussian_sxy"],
         gaussian_compat: float = DEEPLAB["gaussian_compat"],
         bilateral_sxy: float = DEEPLAB["bilateral_sxy"],
         bilateral_srgb: float = DEEPLAB["bilateral_srgb"],
         bilateral_compat: float = DEEPLAB["bilateral_compat"],
     ) -> None:
-        self.background = background
-        self.percentile = percentile
-        self.power = power
-        self.unary = unary
-        self.gt_prob = gt_prob
         self.iterations = iterations
+        self.backend = backend
         self.gaussian_sxy = gaussian_sxy
         self.gaussian_compat = gaussian_compat
         self.bilateral_sxy = bilateral_sxy
         self.bilateral_srgb = bilateral_srgb
         self.bilateral_compat = bilateral_compat
-        _check(self, "background", lambda value: 0 <= value <= 1, "a number from 0 to 1")
-        if self.unary not in ("soft", "hard"):
-            raise _config_error(self, "unary", "soft or hard")
-        _check(self, "gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
-        _check(self, "iterations", lambda value: value >= 1 and value == int(value), "a whole number of 1 or more")
-        _check_percentile(self)
-        if self.power is not None:
-            _check(self, "power", lambda value: value > 0, "a positive number, or null for a constant background")
-        for name in ("gaussian_sxy", "bilateral_sxy", "bilateral_srgb"):
-            _check(self, name, lambda value: value > 0, "a positive number")
-        for name in ("gaussian_compat", "bilateral_compat"):
-            _check(self, name, lambda value: value >= 0, "a number of 0 or more")
+        self._device = "cpu"
+        self.check_choice("backend", "pydensecrf", "torch")
+        self.check_count("iterations")
+        self.check_positive("gaussian_sxy", "bilateral_sxy", "bilateral_srgb")
+        self.check_not_negative("gaussian_compat", "bilateral_compat")
 
-    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def posteriors(self, image: np.ndarray, probabilities: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Posteriors ``(L, H, W)`` for several unaries of one image, given as probabilities of that shape."""
+        settings = self.settings()
+        settings.pop("backend")
+        iterations = int(settings.pop("iterations"))
+        if self.backend == "pydensecrf":
+            return dense_crf_each(image, probabilities, iterations=iterations, **settings)
+        pixels = as_batch(image, self._device)
+        unaries = torch.from_numpy(np.stack(probabilities)[:, None]).to(self._device)
+        found = mean_field(pairwise_kernels(pixels, **settings), unaries, iterations=iterations)
+        return list(found[:, 0].cpu().numpy())
+
+    def to(self, device: str) -> bool:
+        """As every step; only the torch backend can."""
+        self._device = device
+        return self.backend == "torch"
+
+
+class DenseCrf(Step):
+    """Labels from a fully connected CRF over background and the classes present.
+
+    Args:
+        background: a number, or an option of conf/threshold/; 0.3 by default.
+        unary: "soft", from the scores, or "hard", from the thresholded labels.
+        gt_prob: with "hard", how far such a label is trusted, in (0, 1).
+        crf: an option of conf/crf/; the preset DEEPLAB by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        background: Background | float | None = None,
+        unary: str = "soft",
+        gt_prob: float = 0.7,
+        crf: Crf | None = None,
+    ) -> None:
+        self.background = as_background(background)
+        self.unary = unary
+        self.gt_prob = gt_prob
+        self.crf = crf or Crf()
+        self.check_choice("unary", "soft", "hard")
+        self.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """The label of the largest posterior (the first of equals, background before the classes)."""
-        posterior = self.posterior(image, class_ids, scores)
-        values = np.concatenate([[BACKGROUND], class_ids]).astype(np.uint8)
-        return values[posterior.argmax(axis=0)]
+        (posterior,) = self.crf.posteriors(image, [self.probabilities(class_ids, scores)])
+        return winners(posterior, class_ids)
 
-    def posterior(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """``(K + 1, H, W)`` float32, background first."""
-        scores = percentile_scale(scores, percentile=self.percentile)
-        background = self.background if self.power is None else power_background(scores, alpha=self.power)
-        if self.unary == "hard" and len(class_ids):
-            labels = threshold(scores, class_ids, background=background)
-            probabilities = hard_probabilities(labels, class_ids, gt_prob=self.gt_prob)
-        else:
-            probabilities = soft_probabilities(scores, background=background)
-        return dense_crf(
-            image,
-            probabilities,
-            iterations=int(self.iterations),
-            gaussian_sxy=self.gaussian_sxy,
-            gaussian_compat=self.gaussian_compat,
-            bilateral_sxy=self.bilateral_sxy,
-            bilateral_srgb=self.bilateral_srgb,
-            bilateral_compat=self.bilateral_compat,
+    def probabilities(self, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """What goes into the CRF: ``(K + 1, H, W)`` float32, background first."""
+        compared, background = self.background(scores)
+        if self.unary == "soft":
+            return soft_probabilities(compared, background=background)
+        return hard_probabilities(
+            threshold(compared, class_ids, background=background), class_ids, gt_prob=self.gt_prob
         )
 
 
-class Refiner:
-    """From the seeds of one image to its label mask: the smoothing steps in order, then the labelling step.
+class ConfidentCrf(Step):
+    """Labels where two backgrounds agree, 255 elsewhere (IRN, CVPR 2019, section 4.1).
+
+    The scores go through the CRF twice. What is foreground against the high background keeps its class; what is
+    background even against the low one is background; the rest is ignored.
 
     Args:
-        smoothing: steps from scores to scores, none by default.
-        labelling: the step from scores to labels, ``Threshold()`` by default.
+        foreground: the high background score, in [0, 1]: 0.30 in IRN's program, 0.45 in LPCAM's.
+        background: the low one: 0.05 in IRN's program, 0.25 in LPCAM's.
+        gt_prob: how far a label is trusted before the CRF, in (0, 1).
+        unary: "hard", from the thresholded labels, as in IRN's program, or "soft", from the scores.
+        crf: an option of conf/crf/; the preset DEEPLAB by default.
 
     Raises:
-        ConfigError: something among the steps cannot be called.
+        ConfigError: ``foreground`` is below ``background``.
     """
 
-    def __init__(self, *, smoothing: Sequence[Smoothing] | None = (), labelling: Labelling | None = None) -> None:
-        if smoothing is None:
-            smoothing = ()
-        if callable(smoothing) or isinstance(smoothing, str):
-            raise ConfigError(f"refiner.smoothing: expected a list of steps, got {smoothing!r}. Write it as a list.")
-        self.smoothing = tuple(smoothing)  # a config list would not survive pickling without its library
-        self.labelling: Labelling = Threshold() if labelling is None else labelling
-        for where, step in [*((f"smoothing[{i}]", s) for i, s in enumerate(self.smoothing)), ("labelling", labelling)]:
-            if step is not None and not callable(step):
-                raise ConfigError(f"refiner.{where}: expected a step, got {step!r}. Give it a _target_ of wsss.refine.")
+    def __init__(
+        self,
+        *,
+        foreground: float = 0.30,
+        background: float = 0.05,
+        unary: str = "hard",
+        gt_prob: float = 0.7,
+        crf: Crf | None = None,
+    ) -> None:
+        self.foreground = foreground
+        self.background = background
+        self.unary = unary
+        self.gt_prob = gt_prob
+        self.crf = crf or Crf()
+        self.check_score("foreground", "background")
+        if foreground < background:
+            raise self.wrong("foreground", f"at least the background score, {background}")
+        self._crfs()  # they check the rest
 
-    def __call__(self, image: np.ndarray, class_ids: Sequence[int] | np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Label one image.
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        """Labels by :func:`confident`."""
+        unaries = [crf.probabilities(class_ids, scores) for crf in self._crfs()]
+        strict, lenient = (winners(found, class_ids) for found in self.crf.posteriors(image, unaries))
+        return confident(strict, lenient)
 
-        Args:
-            image: ``(H, W, 3)`` uint8 RGB.
-            class_ids: the ``K`` present classes, distinct, in 1..254.
-            scores: ``(K, H, W)`` floats in [0, 1].
+    def _crfs(self) -> tuple[DenseCrf, DenseCrf]:
+        settings: dict[str, Any] = {"unary": self.unary, "gt_prob": self.gt_prob, "crf": self.crf}
+        return DenseCrf(background=self.foreground, **settings), DenseCrf(background=self.background, **settings)
 
-        Returns:
-            ``(H, W)`` uint8 in {0}, ``class_ids`` and {255}; all 0 if ``K = 0``.
 
-        Raises:
-            ValueError: shapes, class ids or scores break this contract.
-        """
-        ids = np.asarray(class_ids, dtype=np.int64)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"expected an image (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
-        if ids.ndim != 1 or scores.shape != (len(ids), *image.shape[:2]):
-            raise ValueError(
-                f"image {image.shape}, class ids {ids.shape} and scores {scores.shape} do not fit together; "
-                f"expected (H, W, 3), (K,) and (K, H, W)"
-            )
-        if len(ids) and (ids.min() < 1 or ids.max() >= IGNORE or np.unique(ids).size < len(ids)):
-            raise ValueError(f"class ids must be distinct and in 1..{IGNORE - 1}, got {ids.tolist()}")
-        check_scores(scores)
-        if not len(ids):
-            return np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
-        scores = scores.astype(np.float32, copy=False)
-        for step in self.smoothing:
-            scores = step(image, ids, scores)
-        return self.labelling(image, ids, scores)
+def confident(strict: np.ndarray, lenient: np.ndarray) -> np.ndarray:
+    """Labels of two backgrounds as one.
 
-    def __repr__(self) -> str:
-        return f"Refiner(smoothing={list(self.smoothing)!r}, labelling={self.labelling!r})"
+    Args:
+        strict: ``(H, W)`` labels against a high background score: its foreground is trusted.
+        lenient: ``(H, W)`` labels against a low one: its background is trusted.
+
+    Returns:
+        ``(H, W)`` uint8: the class of ``strict``, 0 where both are 0, 255 elsewhere.
+    """
+    doubtful = (strict == BACKGROUND) & (lenient != BACKGROUND)
+    return np.where(doubtful, np.uint8(IGNORE), strict).astype(np.uint8)
+
+
+def winners(posterior: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+    """The label of the largest value of ``(K + 1, H, W)``, background first; the first of equals. ``(H, W)`` uint8."""
+    values = np.concatenate([[BACKGROUND], class_ids]).astype(np.uint8)
+    return values[posterior.argmax(axis=0)]
+
+
+def as_batch(image: np.ndarray, device: str) -> Tensor:
+    """``(H, W, 3)`` uint8 as a torch batch ``(1, 3, H, W)``."""
+    return torch.tensor(image, device=device).permute(2, 0, 1)[None]
 
 
 def _default(value: Any, default: Any) -> Any:
     return default if value is None else value
-
-
-def _check_percentile(step: Any) -> None:
-    if step.percentile is not None:
-        _check(step, "percentile", lambda value: 0 < value <= 100, "above 0 to 100, or null")
-
-
-def _check(step: Any, name: str, holds: Callable[[float], bool], expected: str) -> None:
-    value = getattr(step, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and holds(value)):
-        raise _config_error(step, name, expected)
-
-
-def _config_error(step: Any, name: str, expected: str) -> ConfigError:
-    return ConfigError(
-        f"{type(step).__name__}.{name}: expected {expected}, got {getattr(step, name)!r}. "
-        f"Set it in the configuration of the refiner."
-    )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from wsss.errors import UserError
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,7 +28,7 @@ class ItemError(RuntimeError):
 
 
 def map_images(
-    function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], *, workers: int
+    function: Callable[[Item], Result], items: Iterable[tuple[str, Item]], *, workers: int, threads: bool = False
 ) -> Iterator[tuple[str, Result]]:
     """Call ``function(item)`` for each item and yield results as they are finished.
 
@@ -34,33 +37,72 @@ def map_images(
         items: (id, item) pairs, read as they are needed; the item is picklable, and the id goes into messages. Hand
             over names and let the function read the files, rather than arrays.
         workers: number of processes, each with one thread and at most two items under way. 0 works in this process.
+        threads: use as many threads of this process instead, for work that a GPU does.
 
     Yields:
         (id, result), in the order of completion (with 0 workers in the order of the items).
 
+    A worker that dies (often the system ends it for lack of memory) takes nothing with it that is finished. What was
+    under way is done again, one item at a time in a process of its own: the one that kills its process is named, and
+    where none does, the work goes on with half as many processes.
+
     Raises:
         UserError: raised by the function; the same class, with the id put before its message.
-        ItemError: any other exception of the function, which is attached as the cause, or a worker that died. What has
-            not begun by then is cancelled.
+        ItemError: any other exception of the function, which is attached as the cause, or an item whose worker died
+            twice. What has not begun by then is cancelled.
     """
     if workers < 0:
         raise ValueError(f"workers must be 0 or more, got {workers}")
+    remaining = iter(items)
     if workers == 0:
-        for name, item in items:
+        for name, item in remaining:
             try:
                 result = function(item)
             except Exception as error:
                 raise _named(name, error) from error
             yield name, result
         return
+    if threads:
+        yield from _pooled(function, remaining, ThreadPoolExecutor(workers), workers, [])
+        return
+    while True:
+        lost: list[tuple[str, Item]] = []
+        yield from _pooled(function, remaining, _processes(workers), workers, lost)
+        if not lost:
+            return
+        workers = max(1, workers // 2)
+        log.warning(
+            "a worker process died; what was under way is done again one at a time (%s). Often the system ends a "
+            "process for lack of memory; the rest goes on with %d of them",
+            ", ".join(name for name, _ in lost), workers,
+        )  # fmt: skip
+        for name, item in lost:
+            died: list[tuple[str, Item]] = []
+            yield from _pooled(function, iter([(name, item)]), _processes(1), 1, died)
+            if died:
+                raise ItemError(
+                    f"{name}: the worker process died at it, twice, the second time with nothing beside it. What is "
+                    f"finished is kept. With workers=0 the work is done in this process, where the fault shows"
+                )
 
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    running: dict[Future[Result], str] = {}
-    remaining = iter(items)
+
+def _processes(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _pooled(
+    function: Callable[[Item], Result],
+    items: Iterator[tuple[str, Item]],
+    executor: Executor,
+    workers: int,
+    lost: list[tuple[str, Item]],
+) -> Iterator[tuple[str, Result]]:
+    """Work on ``items`` until all is done or a process dies; what was under way then goes to ``lost``."""
+    running: dict[Future[Result], tuple[str, Item]] = {}
 
     def submit_next() -> None:
-        for name, item in remaining:
-            running[executor.submit(function, item)] = name
+        for name, item in items:
+            running[executor.submit(function, item)] = (name, item)
             return
 
     try:
@@ -68,21 +110,23 @@ def map_images(
             submit_next()
         while running:
             done, _ = wait(running, return_when=FIRST_COMPLETED)
+            results = []
             for future in done:
+                name, _item = running[future]
                 try:
-                    result = future.result()
+                    results.append((name, future.result()))
                 except BrokenProcessPool:
-                    raise
+                    continue
                 except Exception as error:
-                    raise _named(running[future], error) from error
-                name = running.pop(future)
+                    raise _named(name, error) from error
+                del running[future]
+            yield from results
+            if len(results) < len(done):
+                raise BrokenProcessPool
+            for _ in done:
                 submit_next()
-                yield name, result
-    except BrokenProcessPool as error:
-        raise ItemError(
-            f"a worker process died at one of: {', '.join(running.values())}. Often the system ended it for lack of "
-            f"memory: use fewer workers. With workers=0 the work is done in this process, where the fault shows."
-        ) from error
+    except BrokenProcessPool:
+        lost.extend(running.values())
     finally:
         executor.shutdown(cancel_futures=True)
 

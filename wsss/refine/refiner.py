@@ -1,0 +1,163 @@
+"""One image's way from seeds to a label mask: any number of smoothing steps, then one labelling step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from wsss.errors import ConfigError
+from wsss.metrics.threshold import check_scores
+from wsss.refine.step import Step
+from wsss.types import BACKGROUND, IGNORE
+
+
+class Extras:
+    """What steps may use beside an image and its scores. As it stands, nothing is kept and nothing has been learnt."""
+
+    def superpixels(self, image: np.ndarray, settings: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """The superpixels that ``make`` computes from ``image`` with ``settings``; from a store where there is one."""
+        return make()
+
+    def boundaries(self) -> np.ndarray:
+        """Class boundaries as the affinity stage learnt them, ``(h, w)`` float32 in [0, 1] on a coarser grid.
+
+        Raises:
+            ValueError: there are none.
+        """
+        raise ValueError("a random walk needs the class boundaries of the affinity stage, and none are at hand")
+
+
+class Smoothing(Protocol):
+    """A step from scores to better scores."""
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras, /) -> np.ndarray:
+        """``(H, W, 3)`` uint8, ``(K,)`` and ``(K, H, W)`` float32 in [0, 1] to the same shape and range; ``K >= 1``."""
+
+
+class Labelling(Protocol):
+    """The step from scores to labels."""
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras, /) -> np.ndarray:
+        """The same arguments to ``(H, W)`` uint8 in {0}, ``class_ids`` and {255}; ``K >= 1``."""
+
+
+class Refiner:
+    """From the seeds of one image to its label mask: the smoothing steps in order, then the labelling step.
+
+    Args:
+        labelling: the step from scores to labels.
+        smoothing: steps from scores to scores, none by default.
+        max_side: longest side in pixels at which an image is refined. A larger one is refined smaller and its labels
+            are brought back, so that memory stays bounded: a dense CRF takes about 0.6 kB a pixel. None: no limit.
+
+    Raises:
+        ConfigError: something among the steps cannot be called, or ``max_side`` is no size.
+    """
+
+    def __init__(
+        self, *, labelling: Labelling, smoothing: Sequence[Smoothing] | None = (), max_side: int | None = None
+    ) -> None:
+        if smoothing is None:
+            smoothing = ()
+        if callable(smoothing) or isinstance(smoothing, str):
+            raise ConfigError(f"refiner.smoothing: expected a list of steps, got {smoothing!r}. Write it as a list.")
+        self.smoothing = tuple(smoothing)  # a config list would not survive pickling without its library
+        self.labelling = labelling
+        for where, step in [*((f"smoothing[{i}]", s) for i, s in enumerate(self.smoothing)), ("labelling", labelling)]:
+            if not callable(step):
+                raise ConfigError(f"refiner.{where}: expected a step, got {step!r}. Give it a _target_ of wsss.refine.")
+        self.max_side = max_side
+        if max_side is not None and not (isinstance(max_side, int) and max_side >= 16):
+            raise ConfigError(f"refiner.max_side: expected 16 or more pixels, or null, got {max_side!r}")
+
+    @property
+    def needs_boundaries(self) -> bool:
+        """Whether a step asks for the boundaries that the affinity stage learns."""
+        return any(getattr(step, "needs_boundaries", False) for step in (*self.smoothing, self.labelling))
+
+    def to(self, device: str) -> bool:
+        """Let the steps that can compute on a torch device do so; whether there are any."""
+        can = [step.to(device) for step in (*self.smoothing, self.labelling) if isinstance(step, Step)]
+        return any(can)
+
+    @property
+    def learner(self) -> Any:
+        """The background that must be chosen from the seeds of the data set first; None where it is given."""
+        background = getattr(self.labelling, "background", None)
+        return background if hasattr(background, "observe") else None
+
+    def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The size ``(H, W)`` at which an image of ``size`` is refined."""
+        longest = max(size)
+        if self.max_side is None or longest <= self.max_side:
+            return size
+        height, width = (max(1, round(side * self.max_side / longest)) for side in size)
+        return height, width
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        class_ids: Sequence[int] | np.ndarray,
+        scores: np.ndarray,
+        extras: Extras | None = None,
+    ) -> np.ndarray:
+        """Label one image, at the size it comes in: bringing it to ``working_size`` is the caller's.
+
+        Args:
+            image: ``(H, W, 3)`` uint8 RGB.
+            class_ids: the ``K`` present classes, distinct, in 1..254.
+            scores: ``(K, H, W)`` floats in [0, 1].
+            extras: what the steps may use beside; by default nothing.
+
+        Returns:
+            ``(H, W)`` uint8 in {0}, ``class_ids`` and {255}; all 0 if ``K = 0``.
+
+        Raises:
+            ValueError: shapes, class ids or scores break this contract.
+        """
+        ids = _checked_ids(image, class_ids, scores)
+        if not len(ids):
+            return np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
+        extras = extras or Extras()
+        return self.labelling(image, ids, self._smoothed(image, ids, scores, extras), extras)
+
+    def observe(
+        self,
+        image: np.ndarray,
+        class_ids: Sequence[int] | np.ndarray,
+        scores: np.ndarray,
+        extras: Extras | None = None,
+    ) -> Any:
+        """What the ``learner`` wants to know of one image after the smoothing; None of an image without classes."""
+        ids = _checked_ids(image, class_ids, scores)
+        if not len(ids):
+            return None
+        return self.learner.observe(image, ids, self._smoothed(image, ids, scores, extras or Extras()))
+
+    def _smoothed(self, image: np.ndarray, ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        scores = scores.astype(np.float32, copy=False)
+        for step in self.smoothing:
+            scores = step(image, ids, scores, extras)
+        return scores
+
+    def __repr__(self) -> str:
+        limit = "" if self.max_side is None else f", max_side={self.max_side}"
+        return f"Refiner(smoothing={list(self.smoothing)!r}, labelling={self.labelling!r}{limit})"
+
+
+def _checked_ids(image: np.ndarray, class_ids: Sequence[int] | np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The class ids as ``(K,)`` int64, after a look at all three."""
+    ids = np.asarray(class_ids, dtype=np.int64)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"expected an image (H, W, 3) of uint8, got {image.shape} of {image.dtype}")
+    if ids.ndim != 1 or scores.shape != (len(ids), *image.shape[:2]):
+        raise ValueError(
+            f"image {image.shape}, class ids {ids.shape} and scores {scores.shape} do not fit together; "
+            f"expected (H, W, 3), (K,) and (K, H, W)"
+        )
+    if len(ids) and (ids.min() < 1 or ids.max() >= IGNORE or np.unique(ids).size < len(ids)):
+        raise ValueError(f"class ids must be distinct and in 1..{IGNORE - 1}, got {ids.tolist()}")
+    check_scores(scores)
+    return ids

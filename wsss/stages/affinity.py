@@ -1,0 +1,77 @@
+"""Between seeds and labels, where a refiner asks for it: class boundaries learnt from confident labels (IRN)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from wsss.build import build as build_node
+from wsss.console import progress
+from wsss.data import DataModule, VocLayout
+from wsss.data.transforms import to_tensor
+from wsss.errors import ConfigError
+from wsss.models import Classifier
+from wsss.models.boundary import BoundaryNetwork
+from wsss.refine import Refiner
+from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags
+from wsss.stages.labels import Source, evaluate, refine_all
+from wsss.training.affinity import AffinityShell
+from wsss.training.fit import fit
+from wsss.training.shells import Recipe, to_unit
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the configuration of this stage builds."""
+
+    classifier: Classifier
+    network: BoundaryNetwork
+    recipe: Recipe
+    refiner: Refiner
+
+
+def build(config: DictConfig, data: VocLayout) -> Parts:
+    """Build the refiner of the confident labels, and the boundary network on a classifier without weights."""
+    classifier = build_node(config, "classifier", num_classes=len(data.classes), weights=None)
+    network = build_node(config, "affinity.network", classifier=classifier)
+    refiner = build_node(config, "affinity.labels")
+    if refiner.needs_boundaries:
+        raise ConfigError("affinity.labels: boundaries are learnt from these labels, which cannot need them already")
+    return Parts(classifier, network, build_recipe(config, "affinity"), refiner)
+
+
+def run(context: Context, parts: Parts) -> Outcome:
+    """Make the confident labels, learn boundaries from them, and keep those of every training image."""
+    config, data, artifact = context.config, context.data, context.artifact
+    ids = data.ids(data.train)
+    context.upstream["classifier"].read_weights(parts.classifier)
+    paths = {id: data.image_path(id) for id in ids}
+    source, device = Source(context.upstream["seeds"]), device_of(config.trainer)
+    refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)
+    metrics, summary = evaluate(context)  # of the confident labels, which are all that is learnt from
+
+    shell = AffinityShell(parts.network, parts.recipe, seed=config.seed, radius=config.affinity.radius)
+    module = DataModule(
+        data,
+        augment=parts.recipe.augment,
+        batch_size=parts.recipe.batch_size,
+        workers=config.workers,
+        seed=config.seed,
+        masks=artifact.read_mask,
+    )
+    fit(shell, module, artifact, config.trainer, loggers=context.tracker.lightning_loggers)
+    artifact.write_weights(parts.network)
+    keep_boundaries(context, parts.network)
+    facts = {"labels": repr(parts.refiner)}
+    return Outcome(metrics, [(f"confident labels: {name}", value) for name, value in summary], image_tags(data), facts)
+
+
+def keep_boundaries(context: Context, network: BoundaryNetwork) -> None:
+    """Write the boundaries of every training image that has none yet."""
+    data, artifact, device = context.data, context.artifact, device_of(context.config.trainer)
+    network.eval().to(device)
+    for id in progress(data.ids(data.train), "affinity: boundaries", unit="img"):
+        if not artifact.has_boundaries(id):
+            image = to_unit(to_tensor(data.image(id))).to(device)
+            artifact.write_boundaries(id, network.boundaries(image).cpu().numpy())
