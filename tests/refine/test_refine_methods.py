@@ -13,6 +13,7 @@ from wsss.refine import (
     ConfidentCrf,
     Crf,
     DenseCrf,
+    GraphCut,
     Pamr,
     PercentileBackground,
     PowerBackground,
@@ -31,10 +32,14 @@ IDS = np.array([12, 5])
 REFINERS = [
     Refiner(labelling=Threshold()),
     Refiner(smoothing=[Superpixels()], labelling=Threshold(background=PercentileBackground(percentile=90))),
-    Refiner(smoothing=(Superpixels(algorithm="slic", segments=30), Superpixels(scale=50)), labelling=DenseCrf()),
+    Refiner(
+        smoothing=(Superpixels(algorithm="slic", segments=30), Superpixels(algorithm="felzenszwalb", scale=50)),
+        labelling=DenseCrf(),
+    ),
     Refiner(labelling=DenseCrf(background=PowerBackground(), unary="hard", crf=Crf(**IRN))),
     Refiner(labelling=ConfidentCrf(foreground=0.6, background=0.4), max_side=32),
     Refiner(smoothing=[Pamr()], labelling=DenseCrf(crf=Crf(backend="torch"))),
+    Refiner(smoothing=[Superpixels(merge=20)], labelling=GraphCut(background=PowerBackground(), largest_region=True)),
 ]
 
 
@@ -135,9 +140,19 @@ def test_superpixel_vote_by_hand():
     image[:, 10:] = 255
     scores = np.zeros((1, 20, 20), dtype=np.float32)
     scores[0, :, 6:] = 0.5  # spills over the edge by 4 of 10 columns: mean 0.2 on the left
-    refiner = Refiner(smoothing=[Superpixels(scale=100, sigma=0, min_size=1)], labelling=Threshold())
+    refiner = Refiner(
+        smoothing=[Superpixels(algorithm="felzenszwalb", scale=100, sigma=0, min_size=1)], labelling=Threshold()
+    )
     labels = refiner(image, [3], scores)
     assert (labels == np.where(np.arange(20) >= 10, 3, 0)).all()
+
+
+def test_superpixels_of_one_colour_are_merged():
+    image = np.zeros((20, 20, 3), dtype=np.uint8)
+    image[:, 10:] = 255
+    segments = Superpixels(segments=16).segment(image), Superpixels(segments=16, merge=10).segment(image)
+    assert [found.max() + 1 for found in segments] == [16, 2]
+    assert (segments[1] == (np.arange(20) >= 10)).all()
 
 
 def test_hydra_builds_it():
@@ -172,10 +187,14 @@ def test_hydra_builds_it():
         (lambda: Superpixels(algorithm="slic", scale=3), "Superpixels.scale: expected null with slic"),
         (lambda: Superpixels(algorithm="slic", segments=0), "whole number"),
         (lambda: Superpixels(sigma=-1), "sigma"),
-        (lambda: Superpixels(scale=0), "scale"),
+        (lambda: Superpixels(algorithm="felzenszwalb", scale=0), "scale"),
         (lambda: DenseCrf(unary="firm"), "soft, hard, got 'firm'"),
         (lambda: Crf(iterations=2.5), "iterations"),
         (lambda: PowerBackground(alpha=0), "alpha"),
+        (lambda: Superpixels(merge=0), "merge"),
+        (lambda: GraphCut(smoothness=-1), "smoothness"),
+        (lambda: Pamr(dilations=[]), "dilations"),
+        (lambda: Crf(backend="numpy"), "pydensecrf, torch, got 'numpy'"),
         (lambda: PercentileBackground(percentile=0), "percentile"),
         (lambda: ConfidentCrf(foreground=0.1, background=0.2), "foreground: expected at least .* 0.2"),
         (lambda: DenseCrf(gt_prob=1), "gt_prob"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wsss.refine.background import Background, ConstantBackground, PercentileBackground, PowerBackground
 from wsss.refine.crf import DEEPLAB, IRN, PSA
-from wsss.refine.methods import ConfidentCrf, Crf, DenseCrf, Pamr, RandomWalk, Superpixels, Threshold
+from wsss.refine.methods import ConfidentCrf, Crf, DenseCrf, GraphCut, Pamr, RandomWalk, Superpixels, Threshold
 from wsss.refine.pool import ItemError, map_images
 from wsss.refine.refiner import Extras, Labelling, Refiner, Smoothing
 
@@ -18,6 +18,7 @@ __all__ = [
     "Crf",
     "DenseCrf",
     "Extras",
+    "GraphCut",
     "ItemError",
     "Labelling",
     "Pamr",

@@ -1,17 +1,7 @@
 """The steps that Hydra builds: smoothing steps (scores to scores) and labelling steps (scores to labels).
 
-A new method is a new class with one of the two call signatures in ``refiner``; nothing else has to know about it.
-
-The defaults come from ground-truth masks degraded to CAM-like scores (block means on a coarse grid, blurred, multiplied
-by a smooth random field) of 38 msrc15 training images; mIoU in %, background 0.3, in brackets at the best threshold:
-
-    long side, grid           320 px, 32 px    128 px, 16 px
-    Threshold                 66.4 (69.3)      60.2 (67.0)
-    SLIC 400, compactness 20  66.4 (69.1)      60.2 (66.8)
-    Felzenszwalb, scale 200   71.8 (75.6)      64.2 (73.3)
-    DenseCrf, PSA             70.6             64.2
-    DenseCrf, IRN             77.9             68.6
-    DenseCrf, DEEPLAB         79.5             71.3
+A new method is a new class with one of the two call signatures in ``refiner``; nothing else has to know
+about it. What each brings on photographs, and at what cost, is measured in docs/results.md.
 """
 
 from __future__ import annotations
@@ -25,10 +15,12 @@ from torch import Tensor
 
 from wsss.refine.background import Background, as_background
 from wsss.refine.crf import DEEPLAB, dense_crf_each, hard_probabilities, soft_probabilities
+from wsss.refine.graphcut import cut_labels
 from wsss.refine.mean_field import mean_field, pairwise_kernels
 from wsss.refine.pamr import pamr
 from wsss.refine.random_walk import walk
 from wsss.refine.refiner import Extras
+from wsss.refine.regions import merge_regions
 from wsss.refine.step import Step
 from wsss.refine.superpixel import felzenszwalb, slic, superpixel_smoothing
 from wsss.refine.threshold import threshold
@@ -39,24 +31,26 @@ class Superpixels(Step):
     """Mean of each score over superpixels (LayerCAM, TIP 2021, Eq. 10).
 
     Args:
-        algorithm: "felzenszwalb" or "slic". SLIC makes segments of nearly equal size: a vote over them moves a border
-            by less than a segment, while Felzenszwalb's segments follow objects (numbers in the module's head).
+        algorithm: "slic" or "felzenszwalb". SLIC makes segments of nearly equal size, so that a vote over them moves a
+            border by less than a segment: merge them. Felzenszwalb's segments follow objects by themselves.
         segments: SLIC's number of superpixels per image, default 400.
         compactness: SLIC's weight of position against colour, default 20.
         scale: Felzenszwalb's preference for large segments, default 200.
         min_size: Felzenszwalb's smallest segment in pixels, default 20.
         sigma: Gaussian smoothing of the image beforehand in pixels, default 0 (slic) or 0.8 (felzenszwalb).
+        merge: neighbours whose mean colours differ by less than this (CIELAB, dE76) become one; None: they stay apart.
     """
 
     def __init__(
         self,
         *,
-        algorithm: str = "felzenszwalb",
+        algorithm: str = "slic",
         segments: int | None = None,
         compactness: float | None = None,
         scale: float | None = None,
         min_size: int | None = None,
         sigma: float | None = None,
+        merge: float | None = None,
     ) -> None:
         self.algorithm = algorithm
         self.segments = segments
@@ -64,6 +58,7 @@ class Superpixels(Step):
         self.scale = scale
         self.min_size = min_size
         self.sigma = sigma
+        self.merge = merge
         own = {"slic": ("segments", "compactness", "sigma"), "felzenszwalb": ("scale", "min_size", "sigma")}
         self.check_choice("algorithm", *own)
         for name in ("segments", "compactness", "scale", "min_size", "sigma"):
@@ -78,6 +73,8 @@ class Superpixels(Step):
                 self.check_not_negative(name)
             else:
                 self.check_positive(name)
+        if merge is not None:
+            self.check_positive("merge")
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """Scores that are constant on each superpixel."""
@@ -85,6 +82,10 @@ class Superpixels(Step):
 
     def segment(self, image: np.ndarray) -> np.ndarray:
         """The superpixels of an image, ``(H, W)`` ids 0..S-1."""
+        segments = self._unmerged(image)
+        return segments if self.merge is None else merge_regions(image, segments, threshold=self.merge)
+
+    def _unmerged(self, image: np.ndarray) -> np.ndarray:
         if self.algorithm == "slic":
             return slic(
                 image,
@@ -259,6 +260,44 @@ class DenseCrf(Step):
             return soft_probabilities(compared, background=background)
         return hard_probabilities(
             threshold(compared, class_ids, background=background), class_ids, gt_prob=self.gt_prob
+        )
+
+
+class GraphCut(Step):
+    """Labels by a minimum cut of each class against the rest (for shallow maps in LayerCAM, TIP 2021).
+
+    Args:
+        background: a number, or an option of conf/threshold/; 0.3 by default.
+        smoothness: weight of a border's length.
+        colour: weight of the colours of the thresholded regions.
+        largest_region: of each class keep the largest connected region alone, for boxes around single objects.
+    """
+
+    def __init__(
+        self,
+        *,
+        background: Background | float | None = None,
+        smoothness: float = 0.04,
+        colour: float = 1.0,
+        largest_region: bool = False,
+    ) -> None:
+        self.background = as_background(background)
+        self.smoothness = smoothness
+        self.colour = colour
+        self.largest_region = largest_region
+        self.check_not_negative("smoothness", "colour")
+
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
+        """Labels by :func:`wsss.refine.graphcut.cut_labels`."""
+        compared, background = self.background(scores)
+        return cut_labels(
+            image,
+            class_ids,
+            compared,
+            background=background,
+            smoothness=self.smoothness,
+            colour=self.colour,
+            largest=self.largest_region,
         )
 
 
