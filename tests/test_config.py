@@ -133,7 +133,7 @@ def test_an_option_composes_and_what_it_describes_can_be_built(group: str, name:
     found = list(constructed(config, node))
     assert bool(found) == ("_target_" in (CONF / group / f"{name}.yaml").read_text())
     for path in found:
-        built = build(config, path, **arguments.get(path, ([], needed))[1])
+        built = build(config, path, **(arguments[path][1] if path != node and path in arguments else needed))
         assert isinstance(built, partial) or type(built).__module__.startswith("wsss")
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, reduce
+from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
 from operator import getitem
 from pathlib import Path
@@ -28,7 +28,7 @@ from wsss.console import table
 from wsss.data import VocLayout
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, DataError, MissingArtifact
-from wsss.stages import affinity, classifier, labels, seeds, segmenter
+from wsss.stages import affinity, classifier, labels, seeds, segmenter, threshold
 from wsss.stages.context import Context, Outcome, device_of
 from wsss.tracking import TrackerFactory, Trackers
 
@@ -88,11 +88,21 @@ STAGES: dict[str, Stage] = {
         build=seeds.build,
         run=seeds.run,
     ),
+    "threshold": Stage(
+        script="refine.py",
+        version=1,
+        reads=("seed", "threshold"),
+        needs=("classifier", "seeds"),
+        metric="miou",
+        measures=(),
+        build=threshold.build,
+        run=threshold.run,
+    ),
     "affinity": Stage(
         script="refine.py",
         version=1,
         reads=("seed", "data", "affinity", "recipe.affinity", "trainer.precision"),
-        needs=("classifier", "seeds"),
+        needs=("classifier", "seeds", "threshold"),
         metric="miou",
         measures=("train",),
         build=affinity.build,
@@ -102,7 +112,7 @@ STAGES: dict[str, Stage] = {
         script="refine.py",
         version=1,
         reads=("seed", "refiner"),
-        needs=("seeds", "affinity"),
+        needs=("seeds", "threshold", "affinity"),
         metric="miou",
         measures=("train",),
         build=labels.build,
@@ -128,6 +138,9 @@ STAGES: dict[str, Stage] = {
         run=segmenter.run,
     ),
 }
+
+ASKING = {"labels": "refiner", "affinity": "affinity.labels"}
+"""The stages that need the threshold and affinity stages only where their refiner asks for them, and its node."""
 
 NOT_HASHED = frozenset({"data.root", "data.name"})
 """Keys below a stage's ``reads`` that move no number."""
@@ -162,25 +175,26 @@ class Pipeline:
         self.experiment = experiment or self.data.name
         self.made: set[str] = set()
         self._fingerprints: dict[str, str] = {}
+        self._asked: dict[str, dict[str, bool]] = {}
         self._facts: dict[str, Any] | None = None
 
     def needs(self, stage: str) -> tuple[str, ...]:
         """The stages that ``stage`` reads.
 
-        A segmenter that learns from true masks needs none; labels need affinities where their refiner walks on them.
+        A segmenter that learns from true masks needs none; labels, and what affinities are learnt from, need a chosen
+        threshold and affinities where their refiner asks for them.
 
         Raises:
             ConfigError: the refiner cannot be built.
         """
         if stage == "segmenter" and self.config.labels is Labels.ground_truth:
             return ()
-        if stage == "labels" and not self._walks:
-            return tuple(need for need in STAGES[stage].needs if need != "affinity")
-        return STAGES[stage].needs
-
-    @cached_property
-    def _walks(self) -> bool:
-        return build(self.config, "refiner").needs_boundaries
+        if stage not in ASKING:
+            return STAGES[stage].needs
+        if stage not in self._asked:
+            refiner = build(self.config, ASKING[stage])
+            self._asked[stage] = {"threshold": refiner.needs_threshold, "affinity": refiner.needs_boundaries}
+        return tuple(need for need in STAGES[stage].needs if self._asked[stage].get(need, True))
 
     def order(self, stage: str) -> tuple[str, ...]:
         """``stage`` and all it builds on, in the order in which they run."""

@@ -29,8 +29,8 @@ from wsss.cams.functional import resize_maps
 from wsss.cli import CONF, INTERRUPTED, USER_ERROR
 from wsss.config import register
 from wsss.console import progress, quiet_libraries, setup_logging, table
+from wsss.data.images import IMAGE_SUFFIXES, read_image
 from wsss.data.transforms import to_tensor
-from wsss.data.voc import IMAGE_SUFFIXES, read_image
 from wsss.errors import ConfigError, DataError, Diverged, MissingArtifact, UserError
 from wsss.models import Classifier, TimmClassifier
 from wsss.models.imagenet import class_names

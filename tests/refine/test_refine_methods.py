@@ -37,7 +37,7 @@ REFINERS = [
         labelling=DenseCrf(),
     ),
     Refiner(labelling=DenseCrf(background=PowerBackground(), unary="hard", crf=Crf(**IRN))),
-    Refiner(labelling=ConfidentCrf(foreground=0.6, background=0.4), max_side=32),
+    Refiner(labelling=ConfidentCrf(background=PowerBackground()), max_side=32),
     Refiner(smoothing=[Pamr()], labelling=DenseCrf(crf=Crf(backend="torch"))),
     Refiner(smoothing=[Superpixels(merge=20)], labelling=GraphCut(background=PowerBackground(), largest_region=True)),
 ]
@@ -88,15 +88,15 @@ def test_confident_labels_are_two_crfs():
     """What is ignored lies between the two, and the pairwise terms set up once give what two CRFs give."""
     settings = {"unary": "hard", "crf": Crf(**IRN)}
     low, high = (DenseCrf(background=value, **settings)(IMAGE, IDS, SCORES, Extras()) for value in (0.5, 0.8))
-    labels = ConfidentCrf(foreground=0.8, background=0.5, **settings)(IMAGE, IDS, SCORES, Extras())
+    labels = ConfidentCrf(background=0.65, margin=0.15, **settings)(IMAGE, IDS, SCORES, Extras())
     assert (labels == confident(high, low)).all()
     assert set(np.unique(labels)) == {0, 5, 12, 255}
-    equal = ConfidentCrf(foreground=0.5, background=0.5, **settings)(IMAGE, IDS, SCORES, Extras())
+    equal = ConfidentCrf(background=0.5, margin=0, **settings)(IMAGE, IDS, SCORES, Extras())
     assert (equal == low).all()
 
 
 def test_the_torch_backend_gives_the_same_labels():
-    settings = {"foreground": 0.8, "background": 0.5}
+    settings = {"background": 0.65, "margin": 0.15}
     ours, theirs = (
         ConfidentCrf(**settings, crf=Crf(backend=backend))(IMAGE, IDS, SCORES, Extras())
         for backend in ("torch", "pydensecrf")
@@ -196,7 +196,7 @@ def test_hydra_builds_it():
         (lambda: Pamr(dilations=[]), "dilations"),
         (lambda: Crf(backend="numpy"), "pydensecrf, torch, got 'numpy'"),
         (lambda: PercentileBackground(percentile=0), "percentile"),
-        (lambda: ConfidentCrf(foreground=0.1, background=0.2), "foreground: expected at least .* 0.2"),
+        (lambda: ConfidentCrf(margin=0.6), "margin: expected a number from 0 to 0.5"),
         (lambda: DenseCrf(gt_prob=1), "gt_prob"),
         (lambda: Crf(bilateral_srgb=0), "bilateral_srgb"),
         (lambda: Crf(gaussian_compat=-1), "gaussian_compat"),

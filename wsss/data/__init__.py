@@ -1,8 +1,20 @@
 """Data sets, one typed sample, paired transforms and batches."""
 
+from wsss.data.base import ImageSet
+from wsss.data.folder import FolderSet
 from wsss.data.loading import DataModule, WholeImages
 from wsss.data.sets import demo_set
 from wsss.data.transforms import Augment
-from wsss.data.voc import VOC_CLASSES, VocLayout
+from wsss.data.voc import VOC_CLASSES, Voc2012, VocLayout
 
-__all__ = ["VOC_CLASSES", "Augment", "DataModule", "VocLayout", "WholeImages", "demo_set"]
+__all__ = [
+    "VOC_CLASSES",
+    "Augment",
+    "DataModule",
+    "FolderSet",
+    "ImageSet",
+    "Voc2012",
+    "VocLayout",
+    "WholeImages",
+    "demo_set",
+]

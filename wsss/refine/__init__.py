@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsss.refine.background import Background, ConstantBackground, PercentileBackground, PowerBackground
+from wsss.refine.background import AutoBackground, Background, ConstantBackground, PercentileBackground, PowerBackground
 from wsss.refine.crf import DEEPLAB, IRN, PSA
 from wsss.refine.methods import ConfidentCrf, Crf, DenseCrf, GraphCut, Pamr, RandomWalk, Superpixels, Threshold
 from wsss.refine.pool import ItemError, map_images
@@ -12,6 +12,7 @@ __all__ = [
     "DEEPLAB",
     "IRN",
     "PSA",
+    "AutoBackground",
     "Background",
     "ConfidentCrf",
     "ConstantBackground",

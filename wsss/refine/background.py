@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +67,52 @@ class PowerBackground(Step):
     def __call__(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The scores as they are, and :func:`wsss.refine.threshold.power_background`."""
         return scores, power_background(scores, alpha=self.alpha)
+
+
+class AutoBackground(Step):
+    """The background that :mod:`wsss.refine.auto_threshold` chooses without a mask, from the seeds of a data set.
+
+    The threshold stage of the pipeline chooses it, and the stages that label hand it over with :meth:`choose`.
+
+    Args:
+        form: "constant", or "power": (1 - max)^alpha with the alpha that leaves the labels of a plain threshold as they
+            are, so that only a CRF sees the difference.
+        stage: of the classifier, whose features judge the candidates.
+        side: long side in pixels at which the classifier sees the images.
+        images: how many images with a class are looked at, evenly spread over the training split; None: all.
+    """
+
+    needs_threshold = True
+
+    def __init__(self, *, form: str = "constant", stage: int = 4, side: int = 480, images: int | None = 1000) -> None:
+        self.form = form
+        self.stage = stage
+        self.side = side
+        self.images = images
+        self._chosen: Background | None = None
+        self.check_choice("form", "constant", "power")
+        self.check_count("stage")
+        self.check("side", lambda value: value >= 64 and value == int(value), "64 or more pixels")
+        if images is not None:
+            self.check(
+                "images", lambda value: value >= 2 and value == int(value), "a whole number of 2 or more, or null"
+            )
+
+    def choose(self, threshold: float) -> None:
+        """Use ``threshold``, in (0, 1), from now on."""
+        # a score is greater than (1 - score)^alpha exactly where it is greater than the t for which t = (1 - t)^alpha
+        alpha = math.log(threshold) / math.log(1 - threshold)
+        self._chosen = ConstantBackground(threshold) if self.form == "constant" else PowerBackground(alpha=alpha)
+
+    def __call__(self, scores: np.ndarray) -> tuple[np.ndarray, float | np.ndarray]:
+        """As the chosen background.
+
+        Raises:
+            ValueError: none has been chosen.
+        """
+        if self._chosen is None:
+            raise ValueError("threshold=auto: no threshold has been chosen yet; the pipeline's threshold stage does it")
+        return self._chosen(scores)
 
 
 def as_background(value: Background | float | None) -> Background:

@@ -129,10 +129,11 @@ class Pamr(Step):
 
 
 class RandomWalk(Step):
-    """Scores spread along learned affinities, held back by class boundaries (IRN, CVPR 2019, Eqs. 3 and 9-10).
+    """Scores spread along learned affinities, held back by class boundaries (IRN; Ahn, Cho and Kwak, CVPR 2019).
 
     The boundaries come from the affinity stage of the pipeline. Scores come out relative to the largest of the image,
-    so that another threshold suits them than the seeds: 0.25 in IRN's program, 0.35 in LPCAM's.
+    so that another threshold suits them than the seeds: 0.25 in IRN's program and 0.35 in LPCAM's, where boundaries
+    are fainter; 0.5 suits ours (docs/results.md).
 
     Args:
         beta: power of an affinity; the larger, the less a faint boundary lets through.
@@ -245,22 +246,14 @@ class DenseCrf(Step):
         self.unary = unary
         self.gt_prob = gt_prob
         self.crf = crf or Crf()
-        self.check_choice("unary", "soft", "hard")
-        self.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
+        check_unary(self)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """The label of the largest posterior (the first of equals, background before the classes)."""
-        (posterior,) = self.crf.posteriors(image, [self.probabilities(class_ids, scores)])
-        return winners(posterior, class_ids)
-
-    def probabilities(self, class_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """What goes into the CRF: ``(K + 1, H, W)`` float32, background first."""
         compared, background = self.background(scores)
-        if self.unary == "soft":
-            return soft_probabilities(compared, background=background)
-        return hard_probabilities(
-            threshold(compared, class_ids, background=background), class_ids, gt_prob=self.gt_prob
-        )
+        unary = unary_probabilities(compared, class_ids, background, unary=self.unary, gt_prob=self.gt_prob)
+        (posterior,) = self.crf.posteriors(image, [unary])
+        return winners(posterior, class_ids)
 
 
 class GraphCut(Step):
@@ -302,50 +295,71 @@ class GraphCut(Step):
 
 
 class ConfidentCrf(Step):
-    """Labels where two backgrounds agree, 255 elsewhere (IRN, CVPR 2019, section 4.1).
+    """Labels where two backgrounds agree, 255 elsewhere (IRN, CVPR 2019).
 
-    The scores go through the CRF twice. What is foreground against the high background keeps its class; what is
-    background even against the low one is background; the rest is ignored.
+    The scores go through the CRF twice. What is foreground against the higher background keeps its class; what is
+    background even against the lower one is background; the rest is ignored. IRN's program has 0.05 and 0.30 (0.175
+    with a margin of 0.125), LPCAM's 0.25 and 0.45 (0.35 with 0.1).
 
     Args:
-        foreground: the high background score, in [0, 1]: 0.30 in IRN's program, 0.45 in LPCAM's.
-        background: the low one: 0.05 in IRN's program, 0.25 in LPCAM's.
-        gt_prob: how far a label is trusted before the CRF, in (0, 1).
+        background: between the two: a number, or an option of conf/threshold/; 0.3 by default.
+        margin: how far both lie from it, in [0, 0.5].
         unary: "hard", from the thresholded labels, as in IRN's program, or "soft", from the scores.
+        gt_prob: with "hard", how far such a label is trusted, in (0, 1).
         crf: an option of conf/crf/; the preset DEEPLAB by default.
-
-    Raises:
-        ConfigError: ``foreground`` is below ``background``.
     """
 
     def __init__(
         self,
         *,
-        foreground: float = 0.30,
-        background: float = 0.05,
+        background: Background | float | None = None,
+        margin: float = 0.1,
         unary: str = "hard",
         gt_prob: float = 0.7,
         crf: Crf | None = None,
     ) -> None:
-        self.foreground = foreground
-        self.background = background
+        self.background = as_background(background)
+        self.margin = margin
         self.unary = unary
         self.gt_prob = gt_prob
         self.crf = crf or Crf()
-        self.check_score("foreground", "background")
-        if foreground < background:
-            raise self.wrong("foreground", f"at least the background score, {background}")
-        self._crfs()  # they check the rest
+        self.check("margin", lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")
+        check_unary(self)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """Labels by :func:`confident`."""
-        unaries = [crf.probabilities(class_ids, scores) for crf in self._crfs()]
+        compared, background = self.background(scores)
+        unaries = [
+            unary_probabilities(
+                compared, class_ids, np.clip(background + shift, 0, 1), unary=self.unary, gt_prob=self.gt_prob
+            )
+            for shift in (self.margin, -self.margin)
+        ]
         strict, lenient = (winners(found, class_ids) for found in self.crf.posteriors(image, unaries))
         return confident(strict, lenient)
 
-    def _crfs(self) -> tuple[DenseCrf, DenseCrf]:
-        settings: dict[str, Any] = {"unary": self.unary, "gt_prob": self.gt_prob, "crf": self.crf}
-        return DenseCrf(background=self.foreground, **settings), DenseCrf(background=self.background, **settings)
+
+def check_unary(step: DenseCrf | ConfidentCrf) -> None:
+    """Raise ConfigError unless ``unary`` and ``gt_prob`` are what :func:`unary_probabilities` takes."""
+    step.check_choice("unary", "soft", "hard")
+    step.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
+
+
+def unary_probabilities(
+    scores: np.ndarray, class_ids: np.ndarray, background: float | np.ndarray, *, unary: str, gt_prob: float
+) -> np.ndarray:
+    """What goes into a CRF: ``(K + 1, H, W)`` float32, background first.
+
+    Args:
+        scores: ``(K, H, W)`` in [0, 1].
+        class_ids: ``(K,)``.
+        background: its score, one number or ``(H, W)``.
+        unary: "soft", from the scores, or "hard", from the thresholded labels.
+        gt_prob: with "hard", how far such a label is trusted.
+    """
+    if unary == "soft":
+        return soft_probabilities(scores, background=background)
+    return hard_probabilities(threshold(scores, class_ids, background=background), class_ids, gt_prob=gt_prob)
 
 
 def confident(strict: np.ndarray, lenient: np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@ A network gives each cell of a coarse grid the probability that a class boundary
 together as far as no boundary lies on the line between them; a walk along these affinities spreads the scores inside
 of what the boundaries enclose.
 
-The matrix is kept by its diagonals: a shift on the grid is a diagonal, of which there are 68 at radius 5 however large
+The matrix is kept by its diagonals: a shift on the grid is a diagonal, of which there are 69 at radius 5 however large
 the grid is, and no column indices are stored or followed. It is built for one image and takes
-``8 * len(half_plane(radius)) + 4`` bytes a cell (276 at radius 5, 1204 at radius 10).
+``8 * len(half_plane(radius)) + 4`` bytes a cell (276 at radius 5, 1220 at radius 10).
 """
 
 from __future__ import annotations

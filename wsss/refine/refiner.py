@@ -83,10 +83,17 @@ class Refiner:
         return any(can)
 
     @property
-    def learner(self) -> Any:
-        """The background that must be chosen from the seeds of the data set first; None where it is given."""
-        background = getattr(self.labelling, "background", None)
-        return background if hasattr(background, "observe") else None
+    def needs_threshold(self) -> bool:
+        """Whether the labelling step waits for the background that the threshold stage chooses."""
+        return getattr(self._background, "needs_threshold", False)
+
+    def choose(self, threshold: float) -> None:
+        """Hand over what the threshold stage has chosen."""
+        self._background.choose(threshold)
+
+    @property
+    def _background(self) -> Any:
+        return getattr(self.labelling, "background", None)
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """The size ``(H, W)`` at which an image of ``size`` is refined."""
@@ -120,27 +127,10 @@ class Refiner:
         ids = _checked_ids(image, class_ids, scores)
         if not len(ids):
             return np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
-        extras = extras or Extras()
-        return self.labelling(image, ids, self._smoothed(image, ids, scores, extras), extras)
-
-    def observe(
-        self,
-        image: np.ndarray,
-        class_ids: Sequence[int] | np.ndarray,
-        scores: np.ndarray,
-        extras: Extras | None = None,
-    ) -> Any:
-        """What the ``learner`` wants to know of one image after the smoothing; None of an image without classes."""
-        ids = _checked_ids(image, class_ids, scores)
-        if not len(ids):
-            return None
-        return self.learner.observe(image, ids, self._smoothed(image, ids, scores, extras or Extras()))
-
-    def _smoothed(self, image: np.ndarray, ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
-        scores = scores.astype(np.float32, copy=False)
+        extras, scores = extras or Extras(), scores.astype(np.float32, copy=False)
         for step in self.smoothing:
             scores = step(image, ids, scores, extras)
-        return scores
+        return self.labelling(image, ids, scores, extras)
 
     def __repr__(self) -> str:
         limit = "" if self.max_side is None else f", max_side={self.max_side}"

@@ -15,7 +15,7 @@ from wsss.models import Classifier
 from wsss.models.boundary import BoundaryNetwork
 from wsss.refine import Refiner
 from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags
-from wsss.stages.labels import Source, evaluate, refine_all
+from wsss.stages.labels import Source, evaluate, hand_over_threshold, refine_all
 from wsss.training.affinity import AffinityShell
 from wsss.training.fit import fit
 from wsss.training.shells import Recipe, to_unit
@@ -46,6 +46,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     config, data, artifact = context.config, context.data, context.artifact
     ids = data.ids(data.train)
     context.upstream["classifier"].read_weights(parts.classifier)
+    hand_over_threshold(context, parts.refiner)
     paths = {id: data.image_path(id) for id in ids}
     source, device = Source(context.upstream["seeds"]), device_of(config.trainer)
     refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)

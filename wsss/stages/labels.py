@@ -45,6 +45,7 @@ def build(config: DictConfig, data: VocLayout) -> Parts:
 def run(context: Context, parts: Parts) -> Outcome:
     """Refine the images that are not done yet, then measure all of them."""
     data, ids = context.data, context.data.ids(context.data.train)
+    chosen = hand_over_threshold(context, parts.refiner)
     refine_all(
         context.artifact,
         parts.refiner,
@@ -56,7 +57,16 @@ def run(context: Context, parts: Parts) -> Outcome:
     metrics, summary = evaluate(context)
     masks = {"labels": context.artifact.read_mask, "truth": data.mask}
     context.tracker.log_images("pseudo-labels", pictures(data, ids, masks))
-    return Outcome(metrics, summary, image_tags(data), {"refiner": repr(parts.refiner)})
+    return Outcome(metrics | chosen, summary, image_tags(data), {"refiner": repr(parts.refiner)})
+
+
+def hand_over_threshold(context: Context, refiner: Refiner) -> dict[str, float]:
+    """Give the refiner the background of the threshold stage, where it waits for one; as part of the metrics."""
+    if not refiner.needs_threshold:
+        return {}
+    chosen = context.upstream["threshold"].metrics["threshold"]
+    refiner.choose(chosen)
+    return {"threshold": chosen}
 
 
 class Inputs(NamedTuple):
