@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -111,8 +112,13 @@ def test_the_experiments_of_the_documentation():
 @pytest.fixture
 def arguments(tiny_set: Path, tmp_path: Path) -> dict[str, tuple[list[str], dict[str, Any]]]:
     """Group -> overrides that replace what is not at hand, and what the stages add when they build its object."""
+    folder = tmp_path / "folder"
+    for name in ("one", "two"):  # of one class, in the folder named after it
+        (folder / "images" / "thing").mkdir(parents=True, exist_ok=True)
+        shutil.copy(tiny_set / "JPEGImages" / f"{tiny.TRAIN[0]}.jpg", folder / "images" / "thing" / f"{name}.jpg")
     return {
         "data": ([f"data.root={tiny_set}"], {}),
+        "data=folder": ([f"data.root={folder}", "data.val_fraction=0.5"], {}),
         "data=demo": ([f"data.root={tmp_path}/demo", "data.train_images=2", "data.val_images=1", "data.size=64"], {}),
         "classifier": ([], {"num_classes": 3}),
         "segmenter": ([], {"num_labels": 4}),

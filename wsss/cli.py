@@ -37,7 +37,7 @@ def run_stage(stage: str) -> None:
 
 
 def run_all() -> None:
-    """The body of ``python -m wsss``: the four stages in order, then the report."""
+    """The body of ``python -m wsss``: all stages in order, then the report."""
 
     def task(pipeline: Pipeline) -> float | None:
         artifact = pipeline.make_all()

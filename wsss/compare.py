@@ -26,7 +26,7 @@ from wsss.artifacts import Artifact, write_text
 from wsss.charts import MOST_CURVES, Bar, Line, Stat, bar_chart, curve_chart, line_chart
 from wsss.cli import USER_ERROR
 from wsss.console import console, format_cell, quiet_libraries, setup_logging, table
-from wsss.data import VocLayout
+from wsss.data import ImageSet
 from wsss.errors import ConfigError, MissingArtifact, UserError
 from wsss.pipeline import STAGES, Pipeline
 from wsss.sweep import Setting, Sweep, expand
@@ -250,7 +250,7 @@ def compare(
 
 def open_pipelines(sweep: Sweep) -> list[Pipeline]:
     """The pipeline of each job; a data set that several jobs share is read once."""
-    opened: list[tuple[Any, VocLayout]] = []
+    opened: list[tuple[Any, ImageSet]] = []
     pipelines = []
     for job in sweep.jobs:
         node = OmegaConf.to_container(job.config.data, resolve=True)

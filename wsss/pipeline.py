@@ -25,7 +25,7 @@ from wsss.artifacts import Artifact, fingerprint
 from wsss.build import build
 from wsss.config import Labels, Upstream, check
 from wsss.console import table
-from wsss.data import VocLayout
+from wsss.data import ImageSet
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, DataError, MissingArtifact
 from wsss.stages import affinity, classifier, labels, seeds, segmenter, threshold
@@ -56,7 +56,7 @@ class Stage:
     needs: tuple[str, ...]
     metric: str
     measures: tuple[str, ...]
-    build: Callable[[DictConfig, VocLayout], Any]
+    build: Callable[[DictConfig, ImageSet], Any]
     run: Callable[[Context, Any], Outcome]
 
 
@@ -142,7 +142,7 @@ STAGES: dict[str, Stage] = {
 ASKING = {"labels": "refiner", "affinity": "affinity.labels"}
 """The stages that need the threshold and affinity stages only where their refiner asks for them, and its node."""
 
-NOT_HASHED = frozenset({"data.root", "data.name"})
+NOT_HASHED = frozenset(f"data.{key}" for key in ("root", "name", "sbd", "sbd_count", "download", "cache"))
 """Keys below a stage's ``reads`` that move no number."""
 
 
@@ -166,12 +166,12 @@ class Pipeline:
         *,
         overrides: Sequence[str] = (),
         experiment: str | None = None,
-        data: VocLayout | None = None,
+        data: ImageSet | None = None,
     ) -> None:
         check(config)
         self.config = config
         self.overrides = tuple(overrides)
-        self.data: VocLayout = data or build(config, "data")
+        self.data: ImageSet = data or build(config, "data")
         self.experiment = experiment or self.data.name
         self.made: set[str] = set()
         self._fingerprints: dict[str, str] = {}

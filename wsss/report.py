@@ -252,7 +252,7 @@ def _plain(value: object) -> str:
 
 
 def _metrics_by_stage(data: ReportData) -> MetricsByStage:
-    """Metrics of all four stages; empty for those that did not run."""
+    """Metrics by stage; empty for those of the four that did not run."""
     empty: dict[str, Mapping[str, Any]] = {name: {} for name in ("classifier", "seeds", "labels", "segmenter")}
     return empty | {stage.name: stage.metrics for stage in data.stages}
 
@@ -367,7 +367,9 @@ def _seeds_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
 def _labels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
     own = metrics["labels"]
     miou, seeds = _number(own.get("miou")), _number(metrics["seeds"].get("miou"))
+    threshold = _number(own.get("threshold"))
     return [
+        ("threshold, chosen without masks", None if threshold is None else f"{threshold:.2f}"),
         ("over the seeds", None if miou is None or seeds is None else f"{100 * (miou - seeds):+.1f} points"),
         ("pixels left undecided", _known(own.get("ignored"), " %")),
         ("mIoU without those", _known(own.get("miou_ignored"))),

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
+from scipy.io import savemat
 
-from wsss.data import VOC_CLASSES, VocLayout
+from wsss.data import VOC_CLASSES, Voc2012, VocLayout
 from wsss.errors import ConfigError, DataError
 from wsss.palette import voc_palette
 
@@ -391,15 +393,202 @@ def test_a_missing_annotation(root: Path) -> None:
     says(error, root / "Annotations/a.xml", "data.tags=masks")
 
 
+# --- VOC 2012 and SBD --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("difficult", "tags"), [(True, (1, 2, 3)), (False, (1, 3))])
+def test_objects_marked_difficult(root: Path, difficult: bool, tags: tuple[int, ...]) -> None:
+    """A class counts where one of its objects is not difficult."""
+    objects = [("cat", "1"), ("cat", "0"), ("dog", "1"), ("cow", None)]
+    texts = [
+        f"<object><name>{name}</name>{f'<difficult>{mark}</difficult>' if mark else ''}</object>"
+        for name, mark in objects
+    ]
+    write_xml(root, "a").write_text(f"<annotation>{''.join(texts)}</annotation>")
+    assert VocLayout(root, tags="xml", difficult=difficult).class_ids("a") == tags
+
+
+def test_masks_in_another_folder(root: Path) -> None:
+    (root / "SegmentationClass").rename(root / "SegmentationClassAug")
+    data = VocLayout(root, masks="SegmentationClassAug")
+    assert data.class_ids("a") == (1, 3)
+    np.testing.assert_array_equal(data.truth("b"), mask_of(2))
+    with pytest.raises(DataError, match="no folder SegmentationClass"):
+        VocLayout(root).class_ids("a")
+
+
+def write_mat(path: Path, mask: np.ndarray) -> None:
+    """A file as SBD has it: a struct with edges and the list of categories beside the mask."""
+    edges = np.empty((20, 1), object)
+    edges[:] = [[np.zeros(mask.shape, bool)]] * 20
+    present = np.unique(mask[mask > 0])[:, None]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    savemat(path, {"GTcls": {"Boundaries": edges, "Segmentation": mask, "CategoriesPresent": present}})
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """VOC with images a to f: c, a in train, b in val, and masks for these alone."""
+    masks = {"c": mask_of(5), "a": mask_of(1, 255), "b": mask_of(20), "d": None, "e": None, "f": None}
+    root = write_set(tmp_path / "VOC2012", masks, classes=())
+    write_split(root, "train", "c\na\n")
+    return root
+
+
+@pytest.fixture
+def sbd(tmp_path: Path) -> Path:
+    """SBD with a, e in train and b, d in val: it has other masks of a and b, and knows nothing of c and f."""
+    root = tmp_path / "benchmark_RELEASE" / "dataset"
+    for id, mask in {"a": mask_of(9), "b": mask_of(9), "d": mask_of(7, 2), "e": mask_of()}.items():
+        write_mat(root / "cls" / f"{id}.mat", mask)
+    (root / "train.txt").write_text("e\na\n")
+    (root / "val.txt").write_text("b\nd\n")
+    return root
+
+
+def test_train_aug_joins_voc_and_sbd(voc: Path, sbd: Path) -> None:
+    data = Voc2012(voc, train="train_aug", sbd=sbd, sbd_count=4)
+    assert data.ids("train_aug") == ("a", "c", "d", "e")  # sorted; b is in VOC's val
+    assert data.ids("val") == ("b",)
+    assert data.has_masks("train_aug")
+    assert data.has_masks("val")
+    np.testing.assert_array_equal(data.truth("a"), mask_of(1, 255))  # VOC's own mask goes before SBD's
+    np.testing.assert_array_equal(data.truth("b"), mask_of(20))
+    np.testing.assert_array_equal(data.mask("d"), mask_of(7, 2))
+    assert data.truth("d").dtype == np.uint8
+    assert data.tags("train_aug") == {"c": (5,), "a": (1,), "d": (2, 7), "e": ()}
+
+
+def test_sbd_may_be_given_by_the_folder_above(voc: Path, sbd: Path) -> None:
+    assert Voc2012(voc, train="train_aug", sbd=sbd.parent, sbd_count=None).ids("train_aug") == ("a", "c", "d", "e")
+
+
+def test_other_splits_do_not_ask_sbd_which_is_said(voc: Path, sbd: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert Voc2012(voc).ids("train") == ("c", "a")
+    assert not caplog.messages
+    assert Voc2012(voc, sbd=sbd).ids("train") == ("c", "a")
+    assert caplog.messages == ["data.sbd adds no image: it makes the split train_aug, see data.train"]
+
+
+def test_tags_of_train_aug_from_xml(voc: Path, sbd: Path) -> None:
+    for id in "abcde":
+        write_xml(voc, id, "cat")
+    data = Voc2012(voc, train="train_aug", tags="xml", sbd=sbd, sbd_count=4)
+    assert data.tags("train_aug") == dict.fromkeys("cade", (8,))
+
+
+def test_train_aug_as_a_list_and_a_folder_of_masks(voc: Path) -> None:
+    write_split(voc, "train_aug", "e\nc\n")
+    for id in "ecb":
+        write_mask(voc / "SegmentationClassAug" / f"{id}.png", mask_of(3))
+    data = Voc2012(voc, train="train_aug", masks="SegmentationClassAug")
+    assert data.ids("train_aug") == ("e", "c")
+    assert data.tags("train_aug") == {"e": (3,), "c": (3,)}
+
+
+def test_the_options_build_voc(voc: Path, sbd: Path) -> None:
+    from wsss.build import build
+
+    chosen = ("data=voc2012", f"data.root={voc}", f"data.sbd={sbd}", "data.train=train_aug", "data.sbd_count=4")
+    data = build(tiny.composed(*chosen), "data")
+    assert isinstance(data, Voc2012)
+    assert (data.name, data.ids("train_aug")) == ("voc2012", ("a", "c", "d", "e"))
+    assert build(tiny.composed("data=voc2012", f"data.root={voc}"), "data").ids("train") == ("c", "a")
+
+
+def test_another_number_of_images_than_expected(voc: Path, sbd: Path) -> None:
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=sbd)
+    says(error, "train_aug has 4 images instead of 10582", "2 of VOC train and 2 + 2 of train and val in", sbd,
+         "without the 1 of VOC val", "data.sbd_count=null")  # fmt: skip
+
+
+def test_train_aug_without_a_list_and_without_sbd(voc: Path) -> None:
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug")
+    says(error, voc / "ImageSets/Segmentation/train_aug.txt", "data.sbd=/path/to/benchmark_RELEASE/dataset")
+
+
+def test_a_folder_that_is_not_sbd(voc: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=tmp_path)
+    says(error, f"no folder cls in {tmp_path}", "data.sbd=", "data.download=true")
+
+
+def test_downloads_go_where_the_set_is_read(voc: Path, sbd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[tuple[str, Path]] = []
+    monkeypatch.setattr("wsss.data.voc.fetch", lambda name, root: fetched.append((name, root)))
+    Voc2012(voc, sbd=sbd)
+    assert fetched == []
+    Voc2012(voc, download=True)
+    assert fetched == [("voc2012", voc)]
+    Voc2012(voc, sbd=sbd.parent, download=True)
+    assert fetched[1:] == [("voc2012", voc), ("sbd", sbd)]
+    with pytest.raises(DataError, match="no folder cls"):
+        Voc2012(voc, sbd=voc / "new", download=True)
+    assert fetched[-1] == ("sbd", voc / "new")
+
+
+def test_without_voc_the_message_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        Voc2012(tmp_path / "nowhere")
+    says(error, tmp_path / "nowhere", "data.root=/path/to/voc2012", "data.download=true")
+
+
+def test_lists_of_sbd_that_are_missing_or_name_unknown_images(voc: Path, sbd: Path) -> None:
+    (sbd / "val.txt").write_text("d\nx\n")
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=sbd, sbd_count=None)
+    says(error, sbd, "names 'x', but there is no image", voc / "JPEGImages/x.*")
+    (sbd / "val.txt").unlink()
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=sbd, sbd_count=None)
+    says(error, sbd / "val.txt", "cannot be read")
+
+
+def test_a_mask_missing_in_sbd(voc: Path, sbd: Path) -> None:
+    (sbd / "cls" / "d.mat").unlink()
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=sbd, sbd_count=4)
+    says(error, "SegmentationClass/d.png or", sbd / "cls/d.mat", "1 of 4 have none")
+
+
+SPOILT = {
+    "empty": (lambda path: path.write_bytes(b""), "does not decode"),
+    "no mat file": (lambda path: path.write_bytes(b"no mat file at all" * 20), "does not decode"),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-40]), "does not decode"),
+    "without GTcls": (lambda path: savemat(path, {"GTinst": 1}), "with GTcls.Segmentation (KeyError"),
+    "without Segmentation": (lambda path: savemat(path, {"GTcls": {"Boundaries": 1}}), "with GTcls.Segmentation"),
+    "fractions": (lambda path: write_mat(path, NOTHING + 0.5), "holds float64 of shape (4, 6)"),
+    "negative": (lambda path: write_mat(path, NOTHING.astype(np.int16) - 1), "holds int16"),
+    "a label too many": (lambda path: write_mat(path, mask_of(21)), "has the value 21"),
+    "another size": (lambda path: write_mat(path, NOTHING.T.copy()), "is 4x6"),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_masks_of_sbd_that_cannot_be(fault: str, voc: Path, sbd: Path) -> None:
+    spoil, told = SPOILT[fault]
+    spoil(sbd / "cls" / "d.mat")
+    with pytest.raises(DataError) as error:
+        Voc2012(voc, train="train_aug", sbd=sbd, sbd_count=4).truth("d")
+    says(error, sbd / "cls" / "d.mat", told)
+
+
 # --- the real thing ----------------------------------------------------------------------------------------------
+
+
+def shared(name: str) -> Path:
+    """A folder of real data, or the test is skipped."""
+    folder = Path(os.environ.get("WSSS_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / name
+    if not folder.is_dir():
+        pytest.skip(f"no {name}: set WSSS_DATA to a folder that holds it")
+    return folder
 
 
 def test_images_of_pascal_voc() -> None:
     """Four images of VOC 2012; sizes and pixel counts were taken from the files without this package."""
-    folder = Path(os.environ.get("WSSS_DATA", Path(__file__).parents[2].parent / "shared" / "data")) / "voc_samples"
-    if not folder.is_dir():
-        pytest.skip("no VOC images: set WSSS_DATA to a folder that holds voc_samples/ in VOC layout")
-    data = VocLayout(folder, train="val")
+    data = Voc2012(shared("voc_samples"), train="val")
     assert data.tags("val") == {
         "2007_004189": (12,),
         "2007_006449": (2,),
@@ -409,5 +598,30 @@ def test_images_of_pascal_voc() -> None:
     assert [data.classes[i - 1] for i in (2, 5, 12, 15, 17)] == ["bicycle", "bottle", "dog", "person", "sheep"]
     sample = data.sample("2010_005582", with_mask=True)
     assert sample.image.shape == (500, 333, 3)
-    labels, counts = np.unique(sample.mask, return_counts=True)
-    assert dict(zip(labels.tolist(), counts.tolist(), strict=True)) == {0: 99037, 5: 2598, 15: 58474, 255: 6391}
+    counts = {}
+    for id in data.ids("val"):
+        labels, pixels = np.unique(data.truth(id), return_counts=True)
+        counts[id] = dict(zip(labels.tolist(), pixels.tolist(), strict=True))
+    assert counts == {
+        "2007_004189": {0: 145856, 12: 12154, 255: 8490},
+        "2007_006449": {0: 132550, 2: 32954, 255: 21996},
+        "2008_002536": {0: 129916, 12: 7321, 17: 13891, 255: 8372},
+        "2010_005582": {0: 99037, 5: 2598, 15: 58474, 255: 6391},
+    }
+
+
+def test_train_aug_is_the_list_of_the_field(tmp_path: Path) -> None:
+    """From VOC's lists, with SBD taken to have all images of the published list and of VOC's val, in another order."""
+    lists = shared("voc_lists")
+    train, val, expected = ((lists / f"{split}.txt").read_text().split() for split in ("train", "val", "train_aug"))
+    root, sbd = tmp_path / "VOC2012", tmp_path / "dataset"
+    (root / "JPEGImages").mkdir(parents=True)
+    for id in {*expected, *val}:
+        (root / "JPEGImages" / f"{id}.jpg").touch()
+    for split, ids in (("train", train), ("val", val)):
+        write_split(root, split, "\n".join(ids))
+    (sbd / "cls").mkdir(parents=True)
+    theirs = sorted({*expected, *val}, reverse=True)
+    (sbd / "train.txt").write_text("\n".join(theirs[::3]))
+    (sbd / "val.txt").write_text("\n".join([*theirs[1::3], *theirs[2::3]]))
+    assert Voc2012(root, train="train_aug", sbd=sbd).ids("train_aug") == tuple(expected)

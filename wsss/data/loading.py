@@ -13,8 +13,8 @@ import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsss.data.base import ImageSet
 from wsss.data.transforms import Augment, to_tensor
-from wsss.data.voc import VocLayout
 from wsss.errors import DataError
 
 Batch = dict[str, Tensor]
@@ -83,7 +83,7 @@ class TrainingViews(Dataset[Batch]):
     """
 
     def __init__(
-        self, data: VocLayout, ids: Sequence[str], *, augment: Augment, seed: int, masks: MaskReader | None = None
+        self, data: ImageSet, ids: Sequence[str], *, augment: Augment, seed: int, masks: MaskReader | None = None
     ) -> None:
         self.data, self.ids, self.augment, self.seed, self.masks = data, tuple(ids), augment, seed, masks
 
@@ -108,7 +108,7 @@ class WholeImages(Dataset[Batch]):
     Items hold ``index`` (position in ``ids``), ``image`` ``(3, H, W)`` uint8 and ``tags`` ``(C,)``.
     """
 
-    def __init__(self, data: VocLayout, ids: Sequence[str]) -> None:
+    def __init__(self, data: ImageSet, ids: Sequence[str]) -> None:
         self.data, self.ids = data, tuple(ids)
 
     def __len__(self) -> int:
@@ -163,7 +163,7 @@ class DataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        data: VocLayout,
+        data: ImageSet,
         *,
         augment: Augment,
         batch_size: int,

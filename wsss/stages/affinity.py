@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from wsss.build import build as build_node
 from wsss.console import progress
-from wsss.data import DataModule, VocLayout
+from wsss.data import DataModule, ImageSet
 from wsss.data.transforms import to_tensor
 from wsss.errors import ConfigError
 from wsss.models import Classifier
@@ -31,7 +31,7 @@ class Parts:
     refiner: Refiner
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the refiner of the confident labels, and the boundary network on a classifier without weights."""
     classifier = build_node(config, "classifier", num_classes=len(data.classes), weights=None)
     network = build_node(config, "affinity.network", classifier=classifier)

@@ -8,7 +8,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from wsss.build import build as build_node
-from wsss.data import DataModule, VocLayout
+from wsss.data import DataModule, ImageSet
 from wsss.metrics.confusion import jsonable
 from wsss.models import Classifier
 from wsss.stages.context import Context, Outcome, build_recipe, image_tags
@@ -24,7 +24,7 @@ class Parts:
     recipe: Recipe
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the network with its pretrained weights and the recipe."""
     network = build_node(config, "classifier", num_classes=len(data.classes))
     recipe = build_recipe(config, "classifier")

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from wsss.artifacts import Artifact
 from wsss.build import build
 from wsss.config import TrainerConfig
-from wsss.data import VocLayout
+from wsss.data import ImageSet
 from wsss.tracking import Picture, Tracker
 from wsss.training.shells import Recipe
 
@@ -31,7 +31,7 @@ class Context:
     """
 
     config: DictConfig
-    data: VocLayout
+    data: ImageSet
     artifact: Artifact
     upstream: Mapping[str, Artifact]
     tracker: Tracker
@@ -54,12 +54,12 @@ class Outcome:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def image_tags(data: VocLayout) -> str:
+def image_tags(data: ImageSet) -> str:
     """How image-level supervision is recorded."""
     return f"image tags (from {data.tag_source})"
 
 
-def label_names(data: VocLayout) -> tuple[str, ...]:
+def label_names(data: ImageSet) -> tuple[str, ...]:
     """Names of the labels 0..C."""
     return ("background", *data.classes)
 
@@ -95,7 +95,7 @@ def device_of(trainer: TrainerConfig) -> torch.device:
 
 
 def pictures(
-    data: VocLayout, ids: Sequence[str], masks: Mapping[str, Callable[[str], np.ndarray | None]], *, count: int = 4
+    data: ImageSet, ids: Sequence[str], masks: Mapping[str, Callable[[str], np.ndarray | None]], *, count: int = 4
 ) -> list[Picture]:
     """The first few images of ``ids`` that have objects, with masks to lay over them, for the tracker."""
     chosen = [id for id in ids if data.class_ids(id)][:count]

@@ -18,7 +18,7 @@ from wsss.artifacts import Artifact, SuperpixelStore, write_json
 from wsss.build import build as build_node
 from wsss.cams.functional import resize_maps
 from wsss.console import Bar, progress
-from wsss.data import VocLayout
+from wsss.data import ImageSet
 from wsss.data.images import read_image
 from wsss.data.loading import worker_count
 from wsss.errors import CorruptArtifact
@@ -37,7 +37,7 @@ class Parts:
     refiner: Refiner
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the refiner."""
     return Parts(build_node(config, "refiner"))
 

@@ -19,7 +19,7 @@ from wsss.cams import CamMethod, seed_scores
 from wsss.cams.functional import resize_maps
 from wsss.config import EvaluationConfig, SeedsConfig
 from wsss.console import Bar, progress
-from wsss.data import VocLayout, WholeImages
+from wsss.data import ImageSet, WholeImages
 from wsss.data.loading import Batch, ImageGroups, cores, worker_count
 from wsss.data.transforms import to_tensor
 from wsss.metrics import ThresholdCurve, summarize
@@ -40,7 +40,7 @@ class Parts:
     method: CamMethod
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the CAM method, and the classifier without weights: they come from the artifact."""
     network = build_node(config, "classifier", num_classes=len(data.classes), weights=None)
     method = build_node(config, "cam")
@@ -135,7 +135,7 @@ class SeedShell(pl.LightningModule):
         return ids
 
 
-def _groups(data: VocLayout, ids: Sequence[str], size: int) -> list[list[int]]:
+def _groups(data: ImageSet, ids: Sequence[str], size: int) -> list[list[int]]:
     """Positions in ``ids`` by groups of at most ``size``, each of images of one size."""
     if size == 1:
         return [[at] for at in range(len(ids))]

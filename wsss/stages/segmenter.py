@@ -12,7 +12,7 @@ from wsss.artifacts import write_json
 from wsss.build import build as build_node
 from wsss.config import Labels
 from wsss.console import progress
-from wsss.data import DataModule, VocLayout
+from wsss.data import DataModule, ImageSet
 from wsss.data.transforms import to_tensor
 from wsss.errors import ConfigError
 from wsss.metrics import ConfusionMatrix, image_miou, summarize
@@ -35,7 +35,7 @@ class Parts:
     recipe: Recipe
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the network with its pretrained encoder and the recipe."""
     recipe = build_recipe(config, "segmenter")
     if config.labels is Labels.ground_truth and not data.has_masks(data.train):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from wsss.build import build as build_node
 from wsss.cams.functional import resize_maps
 from wsss.console import progress
-from wsss.data import VocLayout
+from wsss.data import ImageSet
 from wsss.data.transforms import to_tensor
 from wsss.errors import DataError
 from wsss.metrics.confusion import jsonable
@@ -36,7 +36,7 @@ class Parts:
     layer: str
 
 
-def build(config: DictConfig, data: VocLayout) -> Parts:
+def build(config: DictConfig, data: ImageSet) -> Parts:
     """Build the classifier without weights, and look its layer up."""
     classifier = build_node(config, "classifier", num_classes=len(data.classes), weights=None)
     background = build_node(config, "threshold")
