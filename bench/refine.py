@@ -187,14 +187,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", type=int, default=500)
-    parser.add_argument("--only", nargs="*", default=())
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
     groups = {
         "crf": bench_crf, "confident": bench_confident, "torch": bench_torch, "pool": bench_pool,
         "superpixels": bench_superpixels, "cut": bench_cut, "walk": bench_walk,
     }  # fmt: skip
+    parser.add_argument("--only", nargs="*", choices=groups, default=[])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         items = drawn(Path(folder), arguments.images, arguments.size)
         shapes = ", ".join(f"{len(item.class_ids)}" for item in items)

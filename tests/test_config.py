@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import coco_set
+import dagm_set
 import pytest
 import tiny
 import torch
@@ -118,6 +120,11 @@ def arguments(tiny_set: Path, tmp_path: Path) -> dict[str, tuple[list[str], dict
         shutil.copy(tiny_set / "JPEGImages" / f"{tiny.TRAIN[0]}.jpg", folder / "images" / "thing" / f"{name}.jpg")
     return {
         "data": ([f"data.root={tiny_set}"], {}),
+        "data=coco2014": (
+            [f"data.root={coco_set.write_set(tmp_path / 'coco')}", f"data.cache={tmp_path / 'cache'}"],
+            {},
+        ),
+        "data=dagm2007": ([f"data.root={dagm_set.write_set(tmp_path / 'dagm')}", "data.textures=[1,3,10]"], {}),
         "data=folder": ([f"data.root={folder}", "data.val_fraction=0.5"], {}),
         "data=demo": ([f"data.root={tmp_path}/demo", "data.train_images=2", "data.val_images=1", "data.size=64"], {}),
         "classifier": ([], {"num_classes": 3}),

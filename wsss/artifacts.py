@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 import zipfile
 import zlib
@@ -65,7 +66,7 @@ def _canonical(value: Any) -> Any:
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then rename it. A killed process leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}{PARTIAL}")
     try:
         write(partial)
         partial.replace(path)
@@ -394,13 +395,16 @@ class SuperpixelStore:
         root: the artifact store.
     """
 
+    VERSION = 1
+    """Raise it when our part of making superpixels changes what comes out for the same settings."""
+
     def __init__(self, root: Path) -> None:
         self.directory = root / "superpixels"
 
     def __call__(self, image: np.ndarray, settings: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """``(H, W)`` int64 superpixels of ``(H, W, 3)`` uint8 pixels: as kept, or made by ``make`` and kept."""
         pixels = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
-        made_by = {"settings": settings, "scikit-image": version("scikit-image")}
+        made_by = {"settings": settings, "version": self.VERSION, "scikit-image": version("scikit-image")}
         path = self.directory / fingerprint(made_by) / f"{pixels[:24]}-{image.shape[0]}x{image.shape[1]}.npz"
         if path.is_file():
             try:
@@ -418,7 +422,7 @@ class SuperpixelStore:
 
 def _redo(directory: Path) -> str:
     """The remedy for a broken file of the artifact in ``directory``."""
-    return f"Delete {directory} and run its stage again (or run the stage with force=true)"
+    return f"Delete {directory} and run its stage again"
 
 
 __all__ = [

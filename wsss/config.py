@@ -38,6 +38,14 @@ class Keep(Enum):
     best_val = "best_val"
 
 
+class Cache(Enum):
+    """Where decoded images are kept, so that a file is decoded once and not once an epoch. Moves no number."""
+
+    none = "none"
+    memory = "memory"
+    disk = "disk"
+
+
 @dataclass
 class RecipeConfig:
     """How a network is trained."""
@@ -133,6 +141,7 @@ class Config:
     force: bool = False
     labels: Labels = Labels.refined
     workers: int | None = None  # processes that load images and refine seeds; null: as the cores allow
+    cache: Cache = Cache.none  # decoded images: in memory, or on disk below paths.artifacts. Moves no number
     data: Any = MISSING
     classifier: Any = MISSING
     cam: Any = MISSING
@@ -191,6 +200,10 @@ def _check_values(config: DictConfig) -> None:
     require(
         config.recipe.segmenter.frozen_stages == 0, "recipe.segmenter.frozen_stages", "0: segmenters train all stages"
     )
+    affinity = config.recipe.affinity
+    require(affinity.keep is Keep.last, "recipe.affinity.keep", "last: nothing is measured along the way")
+    for key, only in (("frozen_stages", 0), ("frozen_batch_norm", False), ("encoder_lr_factor", 1)):
+        require(affinity[key] == only, f"recipe.affinity.{key}", f"{only}: the encoder is frozen as a whole")
     require(config.affinity.radius >= 2, "affinity.radius", "2 or more cells")
     for key in ("seeds.scales", "evaluation.scales"):
         scales = OmegaConf.select(config, key)

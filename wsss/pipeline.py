@@ -91,7 +91,7 @@ STAGES: dict[str, Stage] = {
     "threshold": Stage(
         script="refine.py",
         version=1,
-        reads=("seed", "threshold"),
+        reads=("threshold.stage", "threshold.side", "threshold.images"),
         needs=("classifier", "seeds"),
         metric="miou",
         measures=(),
@@ -147,7 +147,7 @@ NOT_HASHED = frozenset(f"data.{key}" for key in ("root", "name", "sbd", "sbd_cou
 
 
 class Pipeline:
-    """The four stages for one configuration.
+    """The stages for one configuration.
 
     Args:
         config: the composed configuration.

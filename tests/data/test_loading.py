@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
 
@@ -146,8 +147,45 @@ def test_batches_of_a_classifier_and_of_a_segmenter(data: VocLayout) -> None:
 
     [[batch, _]] = passes(module(data, masks=True), 1)
     assert set(batch) == {"image", "tags", "labels"}
-    assert (batch["labels"].shape, batch["labels"].dtype) == ((3, 16, 16), torch.int64)
+    assert (batch["labels"].shape, batch["labels"].dtype) == ((3, 16, 16), torch.uint8)
     assert set(batch["labels"].unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_labels_are_int64_where_the_loss_is_computed(data: VocLayout) -> None:
+    source = module(data, masks=True)
+    batch = next(iter(source.train_dataloader()))
+    moved = source.on_after_batch_transfer(batch, 0)
+    assert moved["labels"].dtype == torch.int64
+    assert torch.equal(moved["labels"], batch["labels"].long())
+    assert moved["image"] is batch["image"]
+    assert moved["tags"] is batch["tags"]
+    whole = next(iter(source.val_dataloader()))
+    assert source.on_after_batch_transfer(whole, 0) is whole
+
+
+def test_lightning_hands_int64_labels_to_the_training_step(data: VocLayout) -> None:
+    seen = []
+
+    class Network(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            seen.append({key: value.dtype for key, value in batch.items()})
+            return self.weight
+
+        def validation_step(self, batch: dict[str, torch.Tensor]) -> None: ...
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=1, limit_val_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Network(), datamodule=module(data, masks=True))
+    assert seen == [{"image": torch.uint8, "tags": torch.float32, "labels": torch.int64}] * 2
 
 
 def test_masks_come_from_the_reader_that_is_given(data: VocLayout) -> None:

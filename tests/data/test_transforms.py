@@ -3,6 +3,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from wsss.data import Augment
 from wsss.data.transforms import to_tensor
@@ -138,8 +140,70 @@ def test_jitter_moves_colours_and_no_labels() -> None:
         ({"size": 32, "scale": (1.5, 1.0)}, r"augment.scale=\[1.5, 1.0\] must be two factors"),
         ({"size": 32, "scale": (0.0, 1.0)}, "both above 0"),
         ({"size": 32, "scale": (1.0,)}, "must be two factors"),
+        ({"size": 32, "flip": 1.5}, "augment.flip=1.5 must be a probability"),
+        ({"size": 32, "jitter": -0.1}, "augment.jitter=-0.1 must be 0 or more"),
     ],
 )
 def test_settings_that_cannot_be(options: dict, fault: str) -> None:
     with pytest.raises(ConfigError, match=fault):
         Augment(**options)
+
+
+def test_a_mask_of_another_size_is_refused() -> None:
+    image, mask = ramp()
+    with pytest.raises(ValueError, match=r"of the image's shape \(40, 60\), not \(60, 40\)"):
+        Augment(size=32)(image, mask.T, seed=0)
+
+
+def test_an_array_with_strides_of_its_own() -> None:
+    image, mask = ramp()
+    expected = Augment(size=32, jitter=0.4)(image, mask, seed=1)
+    turned, turned_mask = np.ascontiguousarray(image[::-1, ::-1]), np.ascontiguousarray(mask[::-1, ::-1])
+    view, labels = Augment(size=32, jitter=0.4)(turned[::-1, ::-1], turned_mask[::-1, ::-1], seed=1)
+    assert torch.equal(view, expected[0])
+    assert torch.equal(labels, expected[1])
+
+
+def test_a_view_shares_no_memory_with_its_image() -> None:
+    image, mask = ramp(32, 32)
+    view, labels = Augment(size=32, scale=(1.0, 1.0), flip=0.0)(image, mask, seed=5)
+    view.zero_(), labels.zero_()
+    assert np.array_equal(image, ramp(32, 32)[0])
+    assert np.array_equal(mask, ramp(32, 32)[1])
+
+
+# --- against torchvision -----------------------------------------------------------------------------------------
+
+
+def by_torchvision(
+    image: np.ndarray, mask: np.ndarray, *, seed: int, size: int, scale: tuple[float, float], flip: float, jitter: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    steps = v2.Compose(
+        [
+            v2.ScaleJitter((size, size), scale_range=scale, antialias=True),
+            v2.RandomHorizontalFlip(flip),
+            *(
+                [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
+            ),  # without strength it draws numbers all the same
+            v2.RandomCrop(size, pad_if_needed=True, fill={tv_tensors.Image: 99, tv_tensors.Mask: IGNORE}),
+        ]
+    )
+    torch.manual_seed(seed)
+    view, labels = steps(tv_tensors.Image(to_tensor(image)), tv_tensors.Mask(torch.from_numpy(mask)))
+    return view.as_subclass(torch.Tensor), labels.as_subclass(torch.Tensor)
+
+
+@pytest.mark.parametrize("shape", [(60, 83), (121, 47), (64, 64), (50, 150)])
+@pytest.mark.parametrize("scale", [(1.0, 1.5), (0.4, 0.9), (0.7, 2.3), (1.0, 1.0)])
+@pytest.mark.parametrize("jitter", [0.0, 0.4, 1.7])
+def test_views_are_those_of_torchvision(shape: tuple[int, int], scale: tuple[float, float], jitter: float) -> None:
+    """Pixel for pixel: results do not move with the way in which views are computed."""
+    draw = np.random.default_rng(0)
+    image = draw.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    mask = draw.integers(0, 21, shape, dtype=np.uint8)
+    for seed, (size, flip) in enumerate([(64, 0.5), (64, 0.5), (64, 1.0), (33, 0.0), (97, 0.5), (97, 0.5)]):
+        options = {"size": size, "scale": scale, "flip": flip, "jitter": jitter}
+        expected, expected_labels = by_torchvision(image, mask, seed=seed, **options)
+        view, labels = Augment(**options, fill=99)(image, mask, seed=seed)
+        assert torch.equal(view, expected)
+        assert torch.equal(labels, expected_labels)

@@ -7,6 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
+from threadpoolctl import threadpool_info
+
 from wsss.errors import DataError
 
 
@@ -37,5 +39,6 @@ def process(value: int) -> int:
     return os.getpid()
 
 
-def threads(value: int) -> tuple[int, str]:
-    return sys.modules["torch"].get_num_threads(), os.environ["OMP_NUM_THREADS"]
+def threads(value: int) -> tuple[int, list[int]]:
+    """Threads of torch and of every other library of the process."""
+    return sys.modules["torch"].get_num_threads(), [library["num_threads"] for library in threadpool_info()]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,8 +61,15 @@ def test_threads_of_this_process():
         list(map_images(misbehave, numbered([1, -1]), workers=1, threads=True))
 
 
-def test_workers_have_one_thread():
-    assert dict(map_images(threads, numbered([0]), workers=1)) == {"image0": (1, "1")}
+def test_workers_have_one_thread(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    ((of_torch, of_others),) = dict(map_images(threads, numbered([0]), workers=1)).values()
+    assert of_torch == 1
+    assert of_others
+    assert set(of_others) == {1}
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "2"  # those of this process are its own affair
+    assert "MKL_NUM_THREADS" not in os.environ
 
 
 def test_an_item_that_kills_its_worker_is_named_and_takes_nothing_with_it():
@@ -74,6 +82,16 @@ def test_an_item_that_kills_its_worker_is_named_and_takes_nothing_with_it():
     with pytest.raises(ItemError, match=r"^image2: the worker process died at it, twice"):
         collect()
     assert done == {"image0": 5, "image1": 6}
+
+
+def test_no_item_is_lost_where_a_worker_dies_behind_the_back_of_its_consumer(tmp_path):
+    """The pool breaks while results are looked at, and the next item has been drawn before that is known."""
+    items = [(f"image{i}", (str(tmp_path / "died"), i)) for i in range(12)]
+    found = {}
+    for name, value in map_images(die_once, items, workers=2):
+        found[name] = value
+        time.sleep(0.3)
+    assert found == {f"image{i}": i for i in range(12)}
 
 
 def test_a_worker_that_dies_once_costs_nothing(tmp_path, caplog):

@@ -11,6 +11,7 @@ from wsss.errors import ConfigError
 from wsss.refine import (
     IRN,
     ConfidentCrf,
+    ConstantBackground,
     Crf,
     DenseCrf,
     GraphCut,
@@ -112,6 +113,9 @@ def test_what_can_use_a_device():
     assert repr(torch_crf) == before
     assert torch_crf.labelling == ConfidentCrf(crf=Crf(backend="torch"))
     assert Refiner(smoothing=[Pamr()], labelling=Threshold()).to("meta")
+    mixed = Refiner(smoothing=[Pamr()], labelling=DenseCrf())  # pydensecrf in threads would be one after the other
+    assert not mixed.to("meta")
+    assert mixed(IMAGE, IDS, SCORES).shape == (24, 32)  # on the CPU still
     assert not Refiner(smoothing=[Superpixels()], labelling=DenseCrf()).to("meta")
 
 
@@ -123,6 +127,18 @@ def test_working_size():
         (100, 1),
     ]
     assert Refiner(labelling=Threshold()).working_size((9000, 9000)) == (9000, 9000)
+
+
+def test_a_step_of_ones_own_must_keep_the_contract():
+    for wrong, message in [(lambda *_: SCORES[0], "made scores"), (lambda *_: SCORES * 2, "in \\[0, 1\\]")]:
+        with pytest.raises(ValueError, match=message):
+            Refiner(smoothing=[wrong], labelling=Threshold())(IMAGE, IDS, SCORES)
+
+
+def test_superpixels_say_what_they_were_made_with():
+    assert Superpixels() == Superpixels(segments=400, compactness=20, sigma=0)
+    assert "segments=400" in repr(Superpixels())
+    assert "scale=200.0, min_size=20, sigma=0.8" in repr(Superpixels(algorithm="felzenszwalb"))
 
 
 def test_superpixels_are_asked_of_the_extras():
@@ -194,6 +210,13 @@ def test_hydra_builds_it():
         (lambda: Superpixels(merge=0), "merge"),
         (lambda: GraphCut(smoothness=-1), "smoothness"),
         (lambda: Pamr(dilations=[]), "dilations"),
+        (lambda: Pamr(dilations=4), "dilations.*got 4"),
+        (lambda: Pamr(dilations=None), "dilations.*got None"),
+        (lambda: DenseCrf(crf={"backend": "torch"}), "crf.backend=torch"),
+        (lambda: ConfidentCrf(crf="irn"), "crf: expected an option of conf/crf/"),
+        (lambda: Refiner(smoothing=[DenseCrf()], labelling=Threshold()), r"smoothing\[0\]: .* gives scores"),
+        (lambda: Refiner(labelling=Superpixels()), "labelling: .* gives labels"),
+        (lambda: Refiner(smoothing=[ConstantBackground()], labelling=Threshold()), "gives scores, got Constant"),
         (lambda: Crf(backend="numpy"), "pydensecrf, torch, got 'numpy'"),
         (lambda: PercentileBackground(percentile=0), "percentile"),
         (lambda: ConfidentCrf(margin=0.6), "margin: expected a number from 0 to 0.5"),

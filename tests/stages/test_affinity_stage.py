@@ -5,8 +5,11 @@ import pytest
 import tiny
 from conftest import MakePipeline
 
-from wsss.errors import ConfigError, MissingArtifact
+from wsss.data.transforms import to_tensor
+from wsss.errors import ConfigError, DataError, MissingArtifact
 from wsss.pipeline import Pipeline
+from wsss.stages.affinity import build
+from wsss.training.shells import to_unit
 from wsss.types import IGNORE
 
 WALK = (
@@ -17,6 +20,7 @@ WALK = (
     "recipe.affinity.augment.size=32",
     "affinity.network.stages=[1,2]",
     "affinity.network.channels=8",
+    "threshold.background=0.6",  # where the tiny classifier's confident labels have objects and background
 )
 
 
@@ -46,6 +50,38 @@ def test_boundaries_are_of_their_image(walked: Pipeline):
         boundaries = walked.artifact("affinity").read_boundaries(id)
         assert boundaries.shape == (-(-height // 4), -(-width // 4))
         assert 0 < boundaries.mean() < 1
+
+
+def test_boundaries_are_those_of_the_network_that_was_kept(walked: Pipeline):
+    parts = build(walked.config, walked.data)
+    walked.artifact("affinity").read_weights(parts.network)
+    found = {}
+    for id in tiny.TRAIN[:3]:
+        image = to_unit(to_tensor(walked.data.image(id)))
+        found[id] = parts.network.eval().boundaries(image).numpy()
+        assert np.abs(found[id] - walked.artifact("affinity").read_boundaries(id)).max() < 2e-3
+    assert np.abs(found[tiny.TRAIN[0]] - found[tiny.TRAIN[2]]).max() > 1e-2  # and of that image
+
+
+def test_large_images_have_boundaries_of_a_bounded_grid(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline(*WALK, "affinity.labels.max_side=32")
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    pipeline.make("labels")
+    assert max(pipeline.artifact("affinity").read_boundaries(tiny.TRAIN[0]).shape) == 8
+    assert pipeline.artifact("labels").read_mask(tiny.TRAIN[0]).shape == (tiny.HEIGHT, tiny.WIDTH)
+
+
+def test_labels_without_anything_to_learn_from_are_refused(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline(*WALK, "threshold.background=1.0")
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    with pytest.raises(DataError, match="no boundary to learn"):
+        pipeline.make("labels")
+
+
+@pytest.mark.parametrize("override", ["keep=best_val", "frozen_stages=1", "encoder_lr_factor=0.5"])
+def test_settings_of_the_recipe_that_would_do_nothing_are_refused(override: str, tiny_pipeline: MakePipeline):
+    with pytest.raises(ConfigError, match=f"recipe.affinity.{override.partition('=')[0]}"):
+        tiny_pipeline(*WALK, f"recipe.affinity.{override}")
 
 
 def test_the_confident_labels_hold_what_is_learnt_from(walked: Pipeline):

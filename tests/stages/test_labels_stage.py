@@ -5,18 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import torch
 from conftest import MakePipeline
 from omegaconf import OmegaConf
 from PIL import Image
 
 from wsss.artifacts import Artifact, Seeds
 from wsss.build import build
+from wsss.cli import CONF
 from wsss.errors import CorruptArtifact
 from wsss.metrics import ConfusionMatrix, miou
 from wsss.palette import voc_palette
 from wsss.pipeline import Pipeline
-from wsss.refine import ItemError
-from wsss.stages.labels import Source, refine_image
+from wsss.refine import ItemError, Refiner
+from wsss.stages.labels import Source, refine_all, refine_image
 from wsss.types import IGNORE
 
 
@@ -75,8 +77,10 @@ def refined(pipeline: Pipeline, image: Image.Image, scores: np.ndarray) -> np.nd
     image.save(path, quality=90)
     seeds, labels = Artifact(path.parent, "seeds", "edge"), Artifact(path.parent, "labels", "edge")
     seeds.write_seeds(id, Seeds(np.array([1]), scores, image.size[::-1]))
+    affinity = Artifact(path.parent, "affinity", "edge")
+    affinity.write_boundaries(id, np.zeros([-(-side // 4) for side in image.size[::-1]]))
     refiner = build(pipeline.config, "refiner")
-    reduced = refine_image(refiner, Source(seeds), labels, (id, path))
+    reduced = refine_image(refiner, Source(seeds, affinity), labels, (id, path))
     mask = labels.read_mask(id)
     assert mask.shape == image.size[::-1]
     assert set(np.unique(mask)) <= {0, 1, IGNORE}
@@ -84,7 +88,7 @@ def refined(pipeline: Pipeline, image: Image.Image, scores: np.ndarray) -> np.nd
     return mask
 
 
-REFINERS = ["none", "superpixel", "crf", "superpixel_crf", "confident", "pamr", "graphcut"]
+REFINERS = sorted(path.stem for path in (CONF / "refiner").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("refiner", REFINERS)
@@ -100,7 +104,8 @@ def test_small_grey_and_narrow_images(refiner: str, tiny_pipeline: MakePipeline,
         assert not refined(pipeline, image, ramp * 0).any()  # a silent map is background
 
 
-@pytest.mark.parametrize("refiner", [name for name in REFINERS if name != "superpixel"])
+# superpixels take it in, and a walk without boundaries spreads it evenly over the image
+@pytest.mark.parametrize("refiner", [name for name in REFINERS if not name.startswith(("superpixel", "random"))])
 def test_an_object_of_one_pixel(refiner: str, tiny_pipeline: MakePipeline, own_set: Path):
     pixels = np.full((32, 32, 3), 60, dtype=np.uint8)
     pixels[9, 9] = 250
@@ -108,6 +113,8 @@ def test_an_object_of_one_pixel(refiner: str, tiny_pipeline: MakePipeline, own_s
     scores[0, 9, 9] = 1
     mask = refined(tiny_pipeline(f"refiner={refiner}", root=own_set), Image.fromarray(pixels), scores)
     assert np.count_nonzero(mask == 1) <= 9
+    if refiner == "none":
+        assert np.argwhere(mask).tolist() == [[9, 9]]
 
 
 @pytest.mark.slow
@@ -153,7 +160,7 @@ def test_corrupt_seeds_are_named(tiny_pipeline: MakePipeline, finished: Pipeline
     tiny.adopt(pipeline, finished, "classifier", "seeds")
     path = pipeline.artifact("seeds").directory / "maps" / f"{tiny.TRAIN[3]}.npz"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CorruptArtifact, match=f"^{tiny.TRAIN[3]}: .*{path.name} cannot be read.*force=true"):
+    with pytest.raises(CorruptArtifact, match=f"^{tiny.TRAIN[3]}: .*{path.name} cannot be read.*run its stage again"):
         pipeline.make("labels")
     assert pipeline.artifact("labels").has_mask(tiny.TRAIN[0])  # what was done before is kept
 
@@ -165,6 +172,30 @@ def test_seeds_of_another_image_are_refused(tiny_pipeline: MakePipeline, finishe
         image.crop((0, 0, 40, 40)).save(own_set / "JPEGImages" / f"{tiny.TRAIN[0]}.jpg")
     with pytest.raises(CorruptArtifact, match=f"{tiny.TRAIN[0]}.jpg has 40 x 40 pixels, its seeds .* of 48 x 64"):
         pipeline.make("labels")
+
+
+def test_a_gpu_is_fed_by_threads_of_this_process(
+    tiny_pipeline: MakePipeline, finished: Pipeline, monkeypatch: pytest.MonkeyPatch
+):
+    """The refiner is asked once, before the threads. No GPU is there, so the steps stay where they are."""
+    asked: list[str] = []
+
+    def to(refiner: Refiner, device: str) -> bool:
+        asked.append(device)
+        return True
+
+    pipeline = tiny_pipeline("refiner=crf", "crf.backend=torch", "workers=2")
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    monkeypatch.setattr(Refiner, "to", to)
+    labels = pipeline.artifact("labels")
+    paths = {id: pipeline.data.image_path(id) for id in tiny.TRAIN}
+    refiner, source = build(pipeline.config, "refiner"), Source(pipeline.artifact("seeds"))
+    refine_all(labels, refiner, source, paths, workers=2, device=torch.device("cuda"))
+    assert asked == ["cuda"]
+    threaded = {id: labels.read_mask(id) for id in tiny.TRAIN}
+    labels.remove()
+    refine_all(labels, refiner, source, paths, workers=0, device=torch.device("cpu"))
+    assert all((labels.read_mask(id) == threaded[id]).all() for id in tiny.TRAIN)
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Data sets, one typed sample, paired transforms and batches."""
 
 from wsss.data.base import ImageSet
+from wsss.data.coco import CocoSet
+from wsss.data.dagm import DagmSet
 from wsss.data.folder import FolderSet
 from wsss.data.loading import DataModule, WholeImages
 from wsss.data.sets import demo_set
@@ -10,6 +12,8 @@ from wsss.data.voc import VOC_CLASSES, Voc2012, VocLayout
 __all__ = [
     "VOC_CLASSES",
     "Augment",
+    "CocoSet",
+    "DagmSet",
     "DataModule",
     "FolderSet",
     "ImageSet",

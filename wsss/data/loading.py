@@ -74,6 +74,10 @@ def _rank() -> tuple[int, int]:
 class TrainingViews(Dataset[Batch]):
     """Random views of a split, with tags and, where asked for, masks.
 
+    Items hold ``image`` ``(3, size, size)`` uint8, ``tags`` ``(C,)`` and, with ``masks``, ``labels`` ``(size, size)``
+    uint8: ``DataModule`` makes them int64 where the loss is computed. On the way there, from a loader process and to a
+    GPU, they have an eighth of the bytes.
+
     Args:
         data: the set.
         ids: the images.
@@ -99,7 +103,7 @@ class TrainingViews(Dataset[Batch]):
         except DataError as error:
             raise DataError(f"{self.data.image_path(sample.id)}: {error}") from None
         batch = {"image": view, "tags": tag_vector(sample.class_ids, len(self.data.classes))}
-        return batch if labels is None else {**batch, "labels": labels.long()}
+        return batch if labels is None else {**batch, "labels": labels}
 
 
 class WholeImages(Dataset[Batch]):
@@ -187,7 +191,7 @@ class DataModule(pl.LightningDataModule):
         self.epoch = state_dict["epoch"]
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Augmented batches: ``image`` uint8, ``tags`` float, and ``labels`` int64 where masks are learnt from."""
+        """Augmented batches: ``image`` uint8, ``tags`` float, and ``labels`` uint8 where masks are learnt from."""
         views = TrainingViews(
             self.data, self.data.ids(self.data.train), augment=self.augment, seed=self.seed, masks=self.masks
         )
@@ -198,6 +202,10 @@ class DataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole images of the validation split, one a batch."""
         return self._loader(WholeImages(self.data, self.data.ids(self.data.val)), batch_size=1)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Labels as int64, which losses take. Lightning calls this with every batch that has reached the device."""
+        return {**batch, "labels": batch["labels"].long()} if "labels" in batch else batch
 
     def _loader(self, dataset: Dataset[Batch], **options: object) -> DataLoader[Batch]:
         return DataLoader(

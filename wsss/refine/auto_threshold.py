@@ -99,7 +99,7 @@ class LabelEvidence:
             class_ids: the ``K`` present classes, distinct, in 1..C. An image without classes is passed over: it is
                 background at any threshold, and counting it was no help (see the module's head).
             scores: ``(K, H, W)`` float32 in [0, 1], of the same picture at any size; averaged over each place.
-            fold: 0 or 1. All of an image, and near duplicates of it, belong to one fold.
+            fold: 0 or 1. Near duplicates in both folds make R^2 larger at every threshold.
 
         Raises:
             ValueError: shapes, class ids, scores or features break this contract.

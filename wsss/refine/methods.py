@@ -7,7 +7,6 @@ about it. What each brings on photographs, and at what cost, is measured in docs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +39,8 @@ class Superpixels(Step):
         sigma: Gaussian smoothing of the image beforehand in pixels, default 0 (slic) or 0.8 (felzenszwalb).
         merge: neighbours whose mean colours differ by less than this (CIELAB, dE76) become one; None: they stay apart.
     """
+
+    gives = "scores"
 
     def __init__(
         self,
@@ -75,6 +76,10 @@ class Superpixels(Step):
                 self.check_positive(name)
         if merge is not None:
             self.check_positive("merge")
+        defaults = {"slic": (400, 20.0, 0.0), "felzenszwalb": (200.0, 20, 0.8)}
+        for name, default in zip(own[algorithm], defaults[algorithm], strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, default)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """Scores that are constant on each superpixel."""
@@ -86,19 +91,12 @@ class Superpixels(Step):
         return segments if self.merge is None else merge_regions(image, segments, threshold=self.merge)
 
     def _unmerged(self, image: np.ndarray) -> np.ndarray:
+        settings = self.settings()
         if self.algorithm == "slic":
-            return slic(
-                image,
-                segments=int(_default(self.segments, 400)),
-                compactness=_default(self.compactness, 20.0),
-                sigma=_default(self.sigma, 0.0),
-            )
-        return felzenszwalb(
-            image,
-            scale=_default(self.scale, 200.0),
-            sigma=_default(self.sigma, 0.8),
-            min_size=int(_default(self.min_size, 20)),
-        )
+            found = {name: settings[name] for name in ("compactness", "sigma")}
+            return slic(image, segments=int(settings["segments"]), **found)
+        found = {name: settings[name] for name in ("scale", "sigma")}
+        return felzenszwalb(image, min_size=int(settings["min_size"]), **found)
 
 
 class Pamr(Step):
@@ -109,12 +107,15 @@ class Pamr(Step):
         dilations: distances of the neighbours in pixels.
     """
 
+    gives = "scores"
+
     def __init__(self, *, iterations: int = 10, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24)) -> None:
         self.iterations = iterations
-        self.dilations = tuple(dilations)
+        self.dilations = tuple(dilations) if isinstance(dilations, Sequence) else dilations
         self._device = "cpu"
         self.check_count("iterations")
-        if not self.dilations or any(not isinstance(value, int) or value < 1 for value in self.dilations):
+        counts = isinstance(self.dilations, tuple) and all(isinstance(value, int) for value in self.dilations)
+        if not counts or not self.dilations or min(self.dilations) < 1:
             raise self.wrong("dilations", "whole numbers of 1 or more, at least one")
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
@@ -141,6 +142,7 @@ class RandomWalk(Step):
         radius: cells of 4 pixels that one step may cross.
     """
 
+    gives = "scores"
     needs_boundaries = True
 
     def __init__(self, *, beta: float = 10.0, steps: int = 256, radius: int = 5) -> None:
@@ -162,6 +164,8 @@ class Threshold(Step):
     Args:
         background: a number, or an option of conf/threshold/; 0.3 by default.
     """
+
+    gives = "labels"
 
     def __init__(self, *, background: Background | float | None = None) -> None:
         self.background = as_background(background)
@@ -218,6 +222,11 @@ class Crf(Step):
         found = mean_field(pairwise_kernels(pixels, **settings), unaries, iterations=iterations)
         return list(found[:, 0].cpu().numpy())
 
+    @property
+    def holds_the_interpreter(self) -> bool:
+        """As pydensecrf does."""
+        return self.backend == "pydensecrf"
+
     def to(self, device: str) -> bool:
         """As every step; only the torch backend can."""
         self._device = device
@@ -233,6 +242,8 @@ class DenseCrf(Step):
         gt_prob: with "hard", how far such a label is trusted, in (0, 1).
         crf: an option of conf/crf/; the preset DEEPLAB by default.
     """
+
+    gives = "labels"
 
     def __init__(
         self,
@@ -265,6 +276,8 @@ class GraphCut(Step):
         colour: weight of the colours of the thresholded regions.
         largest_region: of each class keep the largest connected region alone, for boxes around single objects.
     """
+
+    gives = "labels"
 
     def __init__(
         self,
@@ -309,6 +322,8 @@ class ConfidentCrf(Step):
         crf: an option of conf/crf/; the preset DEEPLAB by default.
     """
 
+    gives = "labels"
+
     def __init__(
         self,
         *,
@@ -340,7 +355,9 @@ class ConfidentCrf(Step):
 
 
 def check_unary(step: DenseCrf | ConfidentCrf) -> None:
-    """Raise ConfigError unless ``unary`` and ``gt_prob`` are what :func:`unary_probabilities` takes."""
+    """Raise ConfigError unless ``crf`` is one, and ``unary`` and ``gt_prob`` are what the CRF's unaries take."""
+    if not isinstance(step.crf, Crf):
+        raise step.wrong("crf", "an option of conf/crf/ (crf=deeplab crf.backend=torch)")
     step.check_choice("unary", "soft", "hard")
     step.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
 
@@ -385,7 +402,3 @@ def winners(posterior: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
 def as_batch(image: np.ndarray, device: str) -> Tensor:
     """``(H, W, 3)`` uint8 as a torch batch ``(1, 3, H, W)``."""
     return torch.tensor(image, device=device).permute(2, 0, 1)[None]
-
-
-def _default(value: Any, default: Any) -> Any:
-    return default if value is None else value

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 from wsss.errors import UserError
@@ -67,7 +68,8 @@ def map_images(
         return
     while True:
         lost: list[tuple[str, Item]] = []
-        yield from _pooled(function, remaining, _processes(workers), workers, lost)
+        with _one_thread():
+            yield from _pooled(function, remaining, _processes(workers), workers, lost)
         if not lost:
             return
         workers = max(1, workers // 2)
@@ -78,12 +80,28 @@ def map_images(
         )  # fmt: skip
         for name, item in lost:
             died: list[tuple[str, Item]] = []
-            yield from _pooled(function, iter([(name, item)]), _processes(1), 1, died)
+            with _one_thread():
+                yield from _pooled(function, iter([(name, item)]), _processes(1), 1, died)
             if died:
                 raise ItemError(
                     f"{name}: the worker process died at it, twice, the second time with nothing beside it. What is "
                     f"finished is kept. With workers=0 the work is done in this process, where the fault shows"
                 )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes that are started inside find one thread asked for before they load the libraries that heed it."""
+    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _processes(workers: int) -> ProcessPoolExecutor:
@@ -102,7 +120,11 @@ def _pooled(
 
     def submit_next() -> None:
         for name, item in items:
-            running[executor.submit(function, item)] = (name, item)
+            try:
+                running[executor.submit(function, item)] = (name, item)
+            except BrokenProcessPool:  # since the last look; the item has been drawn already
+                lost.append((name, item))
+                raise
             return
 
     try:
@@ -141,8 +163,6 @@ def _start_worker() -> None:
     """One thread per worker; an interrupt is the parent's to handle, and no worker outlives a killed parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    for variable in _THREAD_VARIABLES:  # for libraries that are loaded later, with the function
-        os.environ[variable] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -50,7 +50,9 @@ class Refiner:
         labelling: the step from scores to labels.
         smoothing: steps from scores to scores, none by default.
         max_side: longest side in pixels at which an image is refined. A larger one is refined smaller and its labels
-            are brought back, so that memory stays bounded: a dense CRF takes about 0.6 kB a pixel. None: no limit.
+            are brought back, so that memory stays bounded: a dense CRF of 3 labels takes 0.7 kB a pixel of a noisy
+            image (in torch 1.4 kB), a graph cut 0.5 kB. None: no limit. (The grid that a random walk works on is
+            bounded by that of ``affinity.labels``.)
 
     Raises:
         ConfigError: something among the steps cannot be called, or ``max_side`` is no size.
@@ -68,6 +70,9 @@ class Refiner:
         for where, step in [*((f"smoothing[{i}]", s) for i, s in enumerate(self.smoothing)), ("labelling", labelling)]:
             if not callable(step):
                 raise ConfigError(f"refiner.{where}: expected a step, got {step!r}. Give it a _target_ of wsss.refine.")
+            gives, wanted = getattr(step, "gives", None), "labels" if where == "labelling" else "scores"
+            if gives is not None and gives != wanted:  # steps of one's own need not say
+                raise ConfigError(f"refiner.{where}: expected a step that gives {wanted}, got {step!r}")
         self.max_side = max_side
         if max_side is not None and not (isinstance(max_side, int) and max_side >= 16):
             raise ConfigError(f"refiner.max_side: expected 16 or more pixels, or null, got {max_side!r}")
@@ -78,8 +83,14 @@ class Refiner:
         return any(getattr(step, "needs_boundaries", False) for step in (*self.smoothing, self.labelling))
 
     def to(self, device: str) -> bool:
-        """Let the steps that can compute on a torch device do so; whether there are any."""
-        can = [step.to(device) for step in (*self.smoothing, self.labelling) if isinstance(step, Step)]
+        """Let the steps compute on a torch device, unless a step holds the interpreter; whether any of them can.
+
+        They then share this process's device from threads. A step that holds the interpreter needs processes instead.
+        """
+        steps = [step for step in (*self.smoothing, self.labelling) if isinstance(step, Step)]
+        if any(part.holds_the_interpreter for step in steps for part in step.parts()):
+            return False
+        can = [step.to(device) for step in steps]
         return any(can)
 
     @property
@@ -129,7 +140,10 @@ class Refiner:
             return np.full(image.shape[:2], BACKGROUND, dtype=np.uint8)
         extras, scores = extras or Extras(), scores.astype(np.float32, copy=False)
         for step in self.smoothing:
-            scores = step(image, ids, scores, extras)
+            shape, scores = scores.shape, step(image, ids, scores, extras)
+            if scores.shape != shape:
+                raise ValueError(f"{step!r} made scores {scores.shape} of scores {shape}")
+            check_scores(scores)
         return self.labelling(image, ids, scores, extras)
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from wsss.errors import ConfigError
@@ -23,6 +23,21 @@ class Step:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+    gives = ""
+    """What its call gives: scores or labels; nothing where it is called in another way."""
+
+    @property
+    def holds_the_interpreter(self) -> bool:
+        """Whether its work holds the interpreter lock, so that threads gain nothing from it."""
+        return False
+
+    def parts(self) -> Iterator[Step]:
+        """Itself, and the steps among its settings."""
+        yield self
+        for value in vars(self).values():
+            if isinstance(value, Step):
+                yield from value.parts()
 
     def settings(self) -> dict[str, Any]:
         """What it was built with, by name."""

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from omegaconf import DictConfig
 
 from wsss.build import build as build_node
 from wsss.console import progress
 from wsss.data import DataModule, ImageSet
 from wsss.data.transforms import to_tensor
-from wsss.errors import ConfigError
+from wsss.errors import ConfigError, DataError
 from wsss.models import Classifier
 from wsss.models.boundary import BoundaryNetwork
 from wsss.refine import Refiner
 from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags
-from wsss.stages.labels import Source, evaluate, hand_over_threshold, refine_all
+from wsss.stages.labels import Source, evaluate, hand_over_threshold, refine_all, shrunk
 from wsss.training.affinity import AffinityShell
 from wsss.training.fit import fit
 from wsss.training.shells import Recipe, to_unit
+from wsss.types import BACKGROUND, IGNORE
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,12 @@ def run(context: Context, parts: Parts) -> Outcome:
     paths = {id: data.image_path(id) for id in ids}
     source, device = Source(context.upstream["seeds"]), device_of(config.trainer)
     refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)
+    check_confident(context)
     metrics, summary = evaluate(context)  # of the confident labels, which are all that is learnt from
 
     shell = AffinityShell(parts.network, parts.recipe, seed=config.seed, radius=config.affinity.radius)
     module = DataModule(
-        data,
+        context.cached_data(),
         augment=parts.recipe.augment,
         batch_size=parts.recipe.batch_size,
         workers=config.workers,
@@ -63,16 +66,36 @@ def run(context: Context, parts: Parts) -> Outcome:
     )
     fit(shell, module, artifact, config.trainer, loggers=context.tracker.lightning_loggers)
     artifact.write_weights(parts.network)
-    keep_boundaries(context, parts.network)
+    keep_boundaries(context, parts.network, parts.refiner)
     facts = {"labels": repr(parts.refiner)}
     return Outcome(metrics, [(f"confident labels: {name}", value) for name, value in summary], image_tags(data), facts)
 
 
-def keep_boundaries(context: Context, network: BoundaryNetwork) -> None:
-    """Write the boundaries of every training image that has none yet."""
+def check_confident(context: Context) -> None:
+    """Refuse confident labels without boundaries to learn from.
+
+    Raises:
+        DataError: no image has both a class and background among its confident labels.
+    """
+    for id in context.data.ids(context.data.train):
+        found = np.unique(context.artifact.read_mask(id))
+        if BACKGROUND in found and ((found != BACKGROUND) & (found != IGNORE)).any():
+            return
+    raise DataError(
+        "no image has both a class and background among its confident labels, so there is no boundary to learn. "
+        "Set another threshold, or affinity.labels.labelling.margin"
+    )
+
+
+def keep_boundaries(context: Context, network: BoundaryNetwork, refiner: Refiner) -> None:
+    """Write the boundaries of every training image that has none yet, at the size at which ``refiner`` works.
+
+    So ``affinity.labels.max_side`` bounds the memory of the network and that of the walks along the boundaries.
+    """
     data, artifact, device = context.data, context.artifact, device_of(context.config.trainer)
     network.eval().to(device)
     for id in progress(data.ids(data.train), "affinity: boundaries", unit="img"):
         if not artifact.has_boundaries(id):
-            image = to_unit(to_tensor(data.image(id))).to(device)
+            pixels = data.image(id)
+            image = to_unit(to_tensor(shrunk(pixels, refiner.working_size(pixels.shape[:2])))).to(device)
             artifact.write_boundaries(id, network.boundaries(image).cpu().numpy())

@@ -37,7 +37,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     config, data = context.config, context.data
     shell = ClassifierShell(parts.network, parts.recipe, seed=config.seed)
     module = DataModule(
-        data,
+        context.cached_data(),
         augment=parts.recipe.augment,
         batch_size=parts.recipe.batch_size,
         workers=config.workers,

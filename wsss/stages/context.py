@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from wsss.artifacts import Artifact
 from wsss.build import build
 from wsss.config import TrainerConfig
 from wsss.data import ImageSet
+from wsss.data.cache import cached
 from wsss.tracking import Picture, Tracker
 from wsss.training.shells import Recipe
 
@@ -35,6 +37,10 @@ class Context:
     artifact: Artifact
     upstream: Mapping[str, Artifact]
     tracker: Tracker
+
+    def cached_data(self) -> ImageSet:
+        """The data set for work that reads images again and again: decoded ones are kept as ``cache`` says."""
+        return cached(self.data, self.config.cache.name, folder=Path(self.config.paths.artifacts) / "decoded")
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def label_names(data: ImageSet) -> tuple[str, ...]:
 
 
 def build_recipe(config: DictConfig, network: str) -> Recipe:
-    """The recipe of ``classifier`` or ``segmenter`` with its optimiser, schedule and augmentation built."""
+    """The recipe of ``classifier``, ``affinity`` or ``segmenter``, its optimiser, schedule and augmentation built."""
     node = f"recipe.{network}"
     values = config.recipe[network]
     return Recipe(

@@ -21,7 +21,7 @@ from wsss.console import Bar, progress
 from wsss.data import ImageSet
 from wsss.data.images import read_image
 from wsss.data.loading import worker_count
-from wsss.errors import CorruptArtifact
+from wsss.errors import ConfigError, CorruptArtifact
 from wsss.metrics import ConfusionMatrix, image_miou, summarize_pseudo_labels
 from wsss.metrics.confusion import jsonable
 from wsss.refine import Extras, Refiner, map_images
@@ -104,11 +104,17 @@ class Source:
                 f"an image of {found.size[0]} x {found.size[1]}. Make the seeds again (generate_seeds.py force=true)"
             )
         size = refiner.working_size(found.size)
-        if size != found.size:
-            image = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX))
+        image = shrunk(image, size)
         scores = resize_maps(torch.from_numpy(found.scores), size).numpy()
         extras = StoredExtras(id, SuperpixelStore(self.seeds.root), self.affinity)
         return Inputs(image, found.class_ids, scores, extras, found.size)
+
+
+def shrunk(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``(H, W, 3)`` uint8 at a smaller size, each pixel the mean of those it stands for; or as it is, at its own."""
+    if image.shape[:2] == size:
+        return image
+    return np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BOX))
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,9 @@ def refine_all(
                 )  # fmt: skip
             reduced += smaller
             bar.advance()
+    missing = [id for id in paths if not artifact.has_mask(id)]
+    if missing:  # cannot be; if it were, the result would be incomplete without a word
+        raise CorruptArtifact(f"{artifact.directory} has no mask of {missing[0]} although all images were refined")
     if reduced:
         log.info("%d of %d images were refined at a reduced size (refiner.max_side)", reduced, len(left))
 
@@ -174,7 +183,13 @@ def refine_image(refiner: Refiner, source: Source, labels: Artifact, item: tuple
     """Refine one image: read its seeds and pixels, write its mask. Whether it was refined at a reduced size."""
     id, path = item
     found = source.read(id, path, refiner)
-    mask = refiner(found.image, found.class_ids, found.scores, found.extras)
+    try:
+        mask = refiner(found.image, found.class_ids, found.scores, found.extras)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU has no memory left for {found.image.shape[0]} x {found.image.shape[1]} pixels ({error}). Let "
+            f"fewer threads share it with workers=2, or set a smaller refiner.max_side"
+        ) from error
     reduced = mask.shape != found.size
     if reduced:
         mask = np.asarray(Image.fromarray(mask).resize(found.size[::-1], Image.Resampling.NEAREST))

@@ -63,7 +63,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     left = [group for group in groups if not all(artifact.has_seeds(ids[at]) for at in group)]
     if left:
         loader = DataLoader(
-            ImageGroups(WholeImages(data, ids), left),
+            ImageGroups(WholeImages(context.cached_data(), ids), left),
             batch_size=None,
             num_workers=worker_count(config.workers, most=max(0, cores() - 2)),
         )
@@ -149,7 +149,7 @@ def _fit_method(context: Context, method: CamMethod, network: Classifier) -> Non
     """Let the method learn from the training images, once; a resumed stage takes back what was learnt."""
     state = context.artifact.read_tensors("prototypes")
     if state is None:
-        data, device = context.data, device_of(context.config.trainer)
+        data, device = context.cached_data(), device_of(context.config.trainer)
 
         def images() -> Iterator[tuple[Tensor, Sequence[int]]]:
             for id in progress(data.ids(data.train), "seeds: learning", unit="img"):

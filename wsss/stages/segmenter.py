@@ -58,7 +58,7 @@ def run(context: Context, parts: Parts) -> Outcome:
         num_labels=len(data.classes) + 1,
     )
     module = DataModule(
-        data,
+        context.cached_data(),
         augment=parts.recipe.augment,
         batch_size=parts.recipe.batch_size,
         workers=config.workers,

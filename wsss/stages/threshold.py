@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from wsss.refine.background import AutoBackground
 from wsss.stages.context import Context, Outcome, device_of, image_tags
 from wsss.training.shells import to_unit
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -49,7 +52,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     try:
         choice = choose_threshold(samples(context, parts), num_classes=len(context.data.classes) + 1)
     except ValueError as error:
-        raise DataError(f"threshold=auto: {error}") from error
+        raise DataError(f"threshold=auto: {error}. With threshold=constant none of this is needed") from error
     metrics: dict[str, Any] = {
         "threshold": choice.threshold,
         "criterion": [[at, jsonable(value)] for at, value in choice.curve],
@@ -58,6 +61,13 @@ def run(context: Context, parts: Parts) -> Outcome:
     summary: list[tuple[str, Any]] = [
         (f"background threshold, chosen on {choice.images} images", f"{choice.threshold:.2f}")
     ]
+    share = next(value for at, value in choice.curve if at == choice.threshold)
+    ends = (choice.curve[0][0], choice.curve[-1][0])
+    if share <= 0 or choice.threshold in ends:
+        log.warning(
+            "the threshold %.2f explains %.0f %% of the labels' variance%s: look at the seeds before you trust it",
+            choice.threshold, 100 * share, " and is the last candidate" if choice.threshold in ends else "",
+        )  # fmt: skip
     measured = measure(context, choice.threshold)
     if measured:
         summary += [

@@ -28,7 +28,7 @@ class AffinityShell(Shell):
         radius: pairs nearer than this count, in cells.
     """
 
-    metric = "loss"
+    metric, settings = "loss", "recipe.affinity"
     network: BoundaryNetwork
 
     def __init__(self, network: BoundaryNetwork, recipe: Recipe, *, seed: int, radius: int = 10) -> None:

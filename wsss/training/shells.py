@@ -56,6 +56,9 @@ class Shell(pl.LightningModule):
     metric: str
     """Name of the validation metric, larger is better."""
 
+    settings: str
+    """Where its recipe stands in the configuration."""
+
     def __init__(self, network: nn.Module, recipe: Recipe, *, seed: int, frozen: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
         # channels last makes depthwise convolutions nearly twice as fast on CPUs, and tensor cores happy on GPUs
@@ -87,7 +90,7 @@ class Shell(pl.LightningModule):
         if not loss.isfinite():
             raise Diverged(
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}. Lower the learning rate "
-                f"(recipe.classifier.optimizer.lr or recipe.segmenter.optimizer.lr)"
+                f"({self.settings}.optimizer.lr)"
             )
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
         return loss
@@ -126,7 +129,7 @@ def to_unit(images: Tensor) -> Tensor:
 class ClassifierShell(Shell):
     """Multi-label classification: mean binary cross entropy of the logits; mAP on the validation split."""
 
-    metric = "map"
+    metric, settings = "map", "recipe.classifier"
     network: Classifier
 
     def __init__(self, network: Classifier, recipe: Recipe, *, seed: int) -> None:
@@ -172,7 +175,7 @@ class SegmenterShell(Shell):
         num_labels: C + 1.
     """
 
-    metric = "miou"
+    metric, settings = "miou", "recipe.segmenter"
     network: Segmenter
 
     def __init__(
