@@ -297,5 +297,6 @@ def test_every_step_draws_its_own_numbers_whatever_was_drawn_before() -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_training():
-    with pytest.raises(Diverged, match="Lower the learning rate"):
-        Shell.checked(SimpleNamespace(current_epoch=2), torch.tensor(float("nan")), {})
+    shell = SimpleNamespace(current_epoch=2, settings="recipe.affinity")
+    with pytest.raises(Diverged, match=r"Lower the learning rate \(recipe.affinity.optimizer.lr\)"):
+        Shell.checked(shell, torch.tensor(float("nan")), {})
