@@ -179,7 +179,7 @@ def test_every_job_of_a_sweep_file_composes_and_its_cam_can_be_built(name: str, 
     assert len({OmegaConf.to_yaml(job.config) for job in sweep.jobs}) == len(sweep.jobs) > 4
     for job in sweep.jobs:
         build(job.config, "cam").check(network)
-    if name != "seeds_methods":
+    if name not in ("seeds_methods", "refiners"):
         assert {tuple(job.config.seeds.scales) for job in sweep.jobs} == {(1.0,)}
 
 
@@ -190,7 +190,8 @@ def test_a_sweep_file_holds_parameters_alone_and_names_its_commands(name: str):
     node = yaml.safe_load(text)
     assert set(node) == {"hydra"}
     assert set(node["hydra"]) == {"mode", "sweeper"}
-    assert f"python generate_seeds.py +sweep={name} " in text
+    script = "refine.py      " if name == "refiners" else "generate_seeds.py"
+    assert f"python {script} +sweep={name} " in text
     assert f"python -m wsss.compare   +sweep={name} " in text
 
 
@@ -390,7 +391,7 @@ def test_with_nothing_finished_the_sweep_is_named_with_code_2(fake: Fake, overri
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--stage", "seds"], ["'seds'", "classifier, seeds, labels, segmenter"]),
+        (["--stage", "seds"], ["'seds'", "classifier, seeds, threshold, affinity, labels, segmenter"]),
         (["--metrics", "mioo"], ["'mioo'", "miou_best", "best.precision"]),
         (["--sort", "mioo"], ["'mioo'", "miou_best"]),
     ],

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
 from importlib.metadata import PackageNotFoundError, version
-from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -220,9 +219,18 @@ class Pipeline:
         return self._fingerprints[stage]
 
     def read_config(self, stage: str) -> dict[str, Any]:
-        """The resolved part of the configuration that can move the stage's numbers, by dotted path."""
+        """The resolved part of the configuration that can move the stage's numbers, by dotted path.
+
+        None for what an option does not have: a stage that is asked for nothing has a fingerprint too.
+        """
         resolved: Any = OmegaConf.to_container(self.config, resolve=True, enum_to_str=True)
-        return {path: _hashable(reduce(getitem, path.split("."), resolved), path) for path in STAGES[stage].reads}
+
+        def at(path: str) -> Any:
+            return reduce(
+                lambda node, key: node.get(key) if isinstance(node, dict) else None, path.split("."), resolved
+            )
+
+        return {path: _hashable(at(path), path) for path in STAGES[stage].reads}
 
     def data_facts(self) -> dict[str, Any]:
         """What identifies the data: classes, the ids of both splits, and the tags and file size of every image.

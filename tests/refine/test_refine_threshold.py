@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from wsss.refine.methods import DenseCrf, Threshold
+from wsss.refine import DenseCrf, Extras, PercentileBackground, Threshold
 from wsss.refine.threshold import percentile_scale, power_background, threshold
 
 SCORES = np.array([[[0.3, 0.4, 0.5, 0.0]], [[0.2, 0.4, 0.9, 0.0]]], dtype=np.float32)
@@ -83,6 +83,7 @@ def test_every_labelling_step_takes_a_percentile():
     scores = np.full((1, 4, 5), 0.2, dtype=np.float32)
     scores[0, 0, 0] = 1.0
     ids = np.array([2])
+    relative = PercentileBackground(background=0.3, percentile=50)
     for step in (Threshold, DenseCrf):
-        assert (step(background=0.3)(image, ids, scores) == 2).sum() <= 1
-        assert (step(background=0.3, percentile=50)(image, ids, scores) == 2).all()
+        assert (step(background=0.3)(image, ids, scores, Extras()) == 2).sum() <= 1
+        assert (step(background=relative)(image, ids, scores, Extras()) == 2).all()
