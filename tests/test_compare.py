@@ -190,8 +190,8 @@ def test_a_sweep_file_holds_parameters_alone_and_names_its_commands(name: str):
     node = yaml.safe_load(text)
     assert set(node) == {"hydra"}
     assert set(node["hydra"]) == {"mode", "sweeper"}
-    script = "refine.py      " if name == "refiners" else "generate_seeds.py"
-    assert f"python {script} +sweep={name} " in text
+    script = "refine.py" if name == "refiners" else "generate_seeds.py"
+    assert f"python {script:17} +sweep={name} " in text
     assert f"python -m wsss.compare   +sweep={name} " in text
 
 
