@@ -252,7 +252,7 @@ def bench_torch(items: list[Item], run: Callable[..., None]) -> None:
 
 def bench_pool(items: list[Item], run: Callable[..., None]) -> None:
     """Processes; enough work that their start does not decide."""
-    work = items * 5
+    work = items * 20
 
     run(
         f"the pool: {len(work)} images, times of one pass over all by {len(items)}, wall clock",

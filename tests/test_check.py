@@ -412,6 +412,24 @@ def test_a_layout_that_says_otherwise_than_its_masks_is_found_out():
     assert said["part_masks"] == ("warning", ["val: 1 of 2 images have one"])
 
 
+@pytest.mark.parametrize(
+    ("masks", "expected"),
+    [
+        ([(), ()], {"class_in_no_mask": ["ring: 1 tagged images", "thing: 1 tagged images"]}),  # drawn as 255, say
+        ([(2,), (1,)], {"masks_contradict_tags": ["2 of 2 masks with an object"]}),  # the lines of classes.txt swapped
+        ([(1,), (2,)], {}),
+    ],
+)
+def test_masks_in_numbers_of_their_own_are_an_error(masks, expected):
+    seen = [
+        Seen(id, size=(40, 40), class_ids=(n,), mask_classes=m)
+        for n, (id, m) in enumerate(zip("ab", masks, strict=True), 1)
+    ]
+    check = Check(("thing", "ring"), "train", "val", {"train": seen, "val": seen}, {"train": True, "val": True}, few=1)
+    said = {finding.code: list(finding.examples) for finding in check.findings if finding.level == "error"}
+    assert {code: said.get(code) for code in ("class_in_no_mask", "masks_contradict_tags") if code in said} == expected
+
+
 def test_a_split_without_masks_is_no_finding(own_set, run):
     for id in tiny.VAL:
         mask(own_set, id).unlink()

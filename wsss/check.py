@@ -554,9 +554,26 @@ def _masks(check: Check) -> Iterator[Finding]:
                 untold.append(f"{seen.id}: {_named(check, extra)}")
             if absent := sorted(set(seen.class_ids) - set(seen.mask_classes)):
                 unseen.append(f"{seen.id}: {_named(check, absent)}")
+    yield from _classes_of_masks(check, contradicted=len(untold))
     yield Finding(WARNING, "all_ignored", "masks of ignored pixels alone", ignored)
     yield Finding(WARNING, "mask_not_in_tags", "images whose mask has a class that is not in their tags", untold)
     yield Finding(WARNING, "tag_not_in_mask", "images whose tags have a class that is not in their mask", unseen)
+
+
+def _classes_of_masks(check: Check, *, contradicted: int) -> Iterator[Finding]:
+    """Masks whose numbers mean something else than the classes do: nothing they say could be measured."""
+    masked = [seen for seen in check.everything().values() if seen.mask_classes is not None]
+    tagged = Counter(class_id for seen in masked for class_id in seen.class_ids or ())
+    drawn = Counter(class_id for seen in masked for class_id in seen.mask_classes or ())
+    lost = [
+        f"{check.name(class_id)}: {count} tagged images" for class_id, count in tagged.items() if not drawn[class_id]
+    ]
+    text = "classes that are in no mask although tagged images have masks (is an object 1..C in them, and not 255?)"
+    yield Finding(ERROR, "class_in_no_mask", text, sorted(lost))
+    objects = sum(bool(seen.mask_classes) for seen in masked)
+    wrong = [f"{contradicted} of {objects} masks with an object"] if 2 * contradicted >= objects > 0 else []
+    text = "half of the masks or more have a class that is not in the tags (is it the order of classes.txt?)"
+    yield Finding(ERROR, "masks_contradict_tags", text, wrong)
 
 
 def _named(check: Check, class_ids: Iterable[int] | None) -> str:

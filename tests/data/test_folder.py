@@ -419,15 +419,50 @@ def test_masks_are_for_evaluation(root: Path) -> None:
 
 def test_masks_that_cannot_be(root: Path) -> None:
     write_table(root, *ROWS)
-    for id in "abd":
+    for id in "abc":
         write_mask(root, id, 4)
     with pytest.raises(DataError) as error:
         FolderSet(root)
-    says(error, root / "masks/c.png", "1 of 2 have none")
-    write_mask(root, "c")
+    says(error, root / "masks/d.png", "1 of 2 have none")
+    write_mask(root, "d")
     with pytest.raises(DataError) as error:
         FolderSet(root).truth("a")
     says(error, root / "masks/a.png", "has the value 4", "3 classes")
+
+
+def test_images_without_an_object_need_no_mask(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As inspection exports it: masks of what is defective, none of what is sound."""
+    write_table(root, *ROWS)
+    write_mask(root, "a", 3)
+    caplog.set_level("INFO", "wsss")
+    data = FolderSet(root)
+    assert (data.has_masks("train"), data.has_masks("val")) == (True, False)
+    assert data.truth("c").shape == (HEIGHT, WIDTH)
+    assert not data.truth("c").any()
+    assert "1 images without tag and mask" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "a.jpg", "sub/a.png"])
+def test_masks_that_belong_to_no_image_are_told(root: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    write_table(root, *ROWS)
+    (root / "masks" / name).parent.mkdir(parents=True)
+    Image.new("L", (WIDTH, HEIGHT)).save(root / "masks" / name)
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    says(error, "holds 1 files", Path(name).name, "expected a.png")
+    for id in "ac":
+        write_mask(root, id)
+    assert FolderSet(root).has_masks("train")
+    assert f"1 files belong to no image, such as {Path(name).name}" in caplog.text
+
+
+def test_folders_of_splits_are_no_classes(tmp_path: Path) -> None:
+    root = write_images(tmp_path, *(f"{folder}/cat/{n}.jpg" for folder in ("train", "val") for n in range(3)))
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    says(error, "train, val", "tags.csv")
+    (root / "classes.txt").write_text("train\nval\n")  # trains, say
+    assert FolderSet(root, val_fraction=0.5).classes == ("train", "val")
 
 
 # --- a division of one's own -----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import logging
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 TABLE = "tags.csv"
 ANNOTATIONS = "annotations.json"
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
+"""Folders of these names alone are no classes."""
+
 UNTAGGED_FOLDERS = ("background", "none", "good")
 """Names of folders, in any case, whose images have no tag."""
 
@@ -106,7 +109,8 @@ class FolderSet(ImageSet):
         root/images/<class>/**        or: a folder per class; in background, none or good the images have no tag
         root/annotations.json         or: COCO's JSON, of which images, annotations and categories are read
         root/classes.txt              optional, one class name a line, without background
-        root/masks/<id>.png           optional, indexed or grey: 0 background, k line k of classes.txt, 255 ignored
+        root/masks/<id>.png           optional, indexed or grey: 0 background, k line k of classes.txt, 255 ignored;
+                                      an image without tags needs none where all tagged ones of its split have one
 
     Without ``classes.txt`` the classes are those that the tags name: sorted, or from ``annotations.json`` in the order
     of their category ids. A class named in ``classes.txt`` may be called good or none, then its folder is that class.
@@ -161,8 +165,10 @@ class FolderSet(ImageSet):
                 files.left_out[0].name,
             )
         classes = _classes(listing) if listed is None else listed
-        self._mask_paths = _index_masks(self.root / "masks")
+        self._mask_paths = _index_masks(self.root / "masks", files)
         self._tag_ids = _tag_ids(listing, classes)
+        splits = _splits(listing, train=train, val=val, val_fraction=val_fraction, seed=seed)
+        self._blank = self._without_objects(splits.values())
         super().__init__(
             root=root,
             name=name,
@@ -171,7 +177,7 @@ class FolderSet(ImageSet):
             classes=classes,
             classes_from=listing.origin if listed is None else class_list,
             images=files.by_id,
-            splits=_splits(listing, train=train, val=val, val_fraction=val_fraction, seed=seed),
+            splits=splits,
             splits_from=dict.fromkeys((train, val), listing.origin),
             tag_source=tags,
         )
@@ -180,7 +186,18 @@ class FolderSet(ImageSet):
         return self._tag_ids[id]
 
     def _has_mask(self, id: str) -> bool:
-        return id in self._mask_paths
+        return id in self._mask_paths or id in self._blank
+
+    def _without_objects(self, splits: Iterable[Sequence[str]]) -> frozenset[str]:
+        """Images without tag and mask in splits whose tagged images all have a mask: theirs is background alone."""
+        blank: set[str] = set()
+        for ids in splits:
+            tagged = [id for id in ids if self._tag_ids[id]]
+            if tagged and all(id in self._mask_paths for id in tagged):
+                blank.update(id for id in ids if not self._tag_ids[id] and id not in self._mask_paths)
+        if blank:
+            log.info("%d images without tag and mask count as background alone", len(blank))
+        return frozenset(blank)
 
     def _mask_origin(self, id: str) -> str:
         return str(self._mask_path(id))
@@ -189,6 +206,9 @@ class FolderSet(ImageSet):
         return self._mask_paths.get(id, self.root / "masks" / f"{id}.png")
 
     def _read_mask(self, id: str) -> np.ndarray:
+        if id in self._blank:
+            width, height = self.image_size(id)
+            return np.zeros((height, width), dtype=np.uint8)
         return read_mask(self._mask_path(id), id=id)
 
 
@@ -218,9 +238,23 @@ def index_images(folder: Path) -> Files:
     return Files(folder, {id: found[id] for id in sorted(found)}, tuple(sorted(left_out)))
 
 
-def _index_masks(folder: Path) -> dict[str, Path]:
-    found = ((*posixpath.splitext(name), path) for name, path in (_walk(folder) if folder.is_dir() else ()))
-    return {id: path for id, suffix, path in found if suffix.lower() == ".png"}
+def _index_masks(folder: Path, files: Files) -> dict[str, Path]:
+    """The masks of images, by id; what belongs to no image is told.
+
+    Raises:
+        DataError: there are files, and none of them is named after an image.
+    """
+    found = [(*posixpath.splitext(name), path) for name, path in (_walk(folder) if folder.is_dir() else ())]
+    masks = {id: path for id, suffix, path in found if suffix.lower() == ".png" and id in files.by_id}
+    others = [path for id, suffix, path in found if suffix.lower() != ".png" or id not in files.by_id]
+    if others and not masks:
+        raise DataError(
+            f"{folder} holds {len(others)} files, and none is named after an image: {others[0].name}, for example; "
+            f"expected {next(iter(files.by_id))}.png. Rename them, or move the folder away to go without masks"
+        )
+    if others:
+        log.warning("%s: %d files belong to no image, such as %s", folder, len(others), others[0].name)
+    return masks
 
 
 def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
@@ -358,6 +392,12 @@ def read_folders(root: Path, files: Files, listed: Sequence[str] | None = None) 
         raise DataError(
             f"{files.by_id[outside[0]]} lies in no folder named after its class ({len(outside)} of {len(files.by_id)} "
             f"images do not). Move it into one, or into {files.folder / UNTAGGED_FOLDERS[0]} where it shows none"
+        )
+    names = {id.split("/")[0].lower() for id in files.by_id} - {name.lower() for name in listed or ()}
+    if names and names <= SPLIT_NAMES:
+        raise DataError(
+            f"the folders of {files.folder} are called {', '.join(sorted(names))}, as splits are, and would be learnt "
+            f"as classes. Put images into {files.folder.name}/<class>/, and name splits in {TABLE}"
         )
     untagged = set(UNTAGGED_FOLDERS) - {name.lower() for name in listed or ()}
     rows = {}
