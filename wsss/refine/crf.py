@@ -7,7 +7,7 @@ pydensecrf holds the interpreter lock while it works, so that threads gain nothi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, Unpack
 
 import numpy as np
 from pydensecrf.densecrf import DenseCRF2D
@@ -41,11 +41,7 @@ def dense_crf(
     probabilities: np.ndarray,
     *,
     iterations: int = 10,
-    gaussian_sxy: float,
-    gaussian_compat: float,
-    bilateral_sxy: float,
-    bilateral_srgb: float,
-    bilateral_compat: float,
+    **parameters: Unpack[CrfParameters],
 ) -> np.ndarray:
     """Mean-field posterior of a fully connected CRF with a Gaussian and a bilateral Potts term.
 
@@ -54,11 +50,9 @@ def dense_crf(
         probabilities: ``(L, H, W)``, one map per label that may occur, background among them; normally from
             :func:`soft_probabilities` or :func:`hard_probabilities`. The unary energy is their negative logarithm.
         iterations: of mean field.
-        gaussian_sxy: width in pixels of the smoothness term.
-        gaussian_compat: its weight.
-        bilateral_sxy: width in pixels of the appearance term.
-        bilateral_srgb: its width in 8-bit colour values.
-        bilateral_compat: its weight.
+        parameters: ``gaussian_sxy``, the width in pixels of the smoothness term, and ``gaussian_compat``, its weight;
+            ``bilateral_sxy``, the width in pixels of the appearance term, ``bilateral_srgb``, its width in 8-bit colour
+            values, and ``bilateral_compat``, its weight. For example ``**IRN``.
 
     Returns:
         ``(L, H, W)`` float32 that sums to 1 over the labels. With one label the input is returned as it came.
@@ -66,16 +60,7 @@ def dense_crf(
     Raises:
         ValueError: the image is not ``(H, W, 3)`` uint8. pydensecrf would take other types and wrap them around.
     """
-    (posterior,) = dense_crf_each(
-        image,
-        [probabilities],
-        iterations=iterations,
-        gaussian_sxy=gaussian_sxy,
-        gaussian_compat=gaussian_compat,
-        bilateral_sxy=bilateral_sxy,
-        bilateral_srgb=bilateral_srgb,
-        bilateral_compat=bilateral_compat,
-    )
+    (posterior,) = dense_crf_each(image, [probabilities], iterations=iterations, **parameters)
     return posterior
 
 

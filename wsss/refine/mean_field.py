@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-_SMALLEST = 1e-5  # of a probability, before its logarithm
+from wsss.refine.crf import SMALLEST_PROBABILITY, CrfParameters
+
 _LARGEST_INDEX = 2**31 - 1
 
 
@@ -154,7 +155,7 @@ def mean_field(
     count, height, width = kernels.shape
     *front, _, labels, _, _ = probabilities.shape
     stacked = probabilities.reshape(-1, count, labels, height * width).to(torch.float32)
-    log_unary = stacked.clamp(_SMALLEST, 1).log()
+    log_unary = stacked.clamp(SMALLEST_PROBABILITY, 1).log()
     if valid is not None:
         log_unary = log_unary.masked_fill(~valid[None, :, :, None], -torch.inf)
     log_unary = log_unary.permute(1, 3, 0, 2).reshape(count * height * width, -1, labels)
@@ -171,12 +172,8 @@ def dense_crf_batch(
     probabilities: Tensor,
     *,
     iterations: int = 10,
-    gaussian_sxy: float,
-    gaussian_compat: float,
-    bilateral_sxy: float,
-    bilateral_srgb: float,
-    bilateral_compat: float,
     valid: Tensor | None = None,
+    **parameters: Unpack[CrfParameters],
 ) -> Tensor:
     """:func:`pairwise_kernels` and :func:`mean_field` in one call: :func:`wsss.refine.crf.dense_crf` of each image.
 
@@ -187,8 +184,8 @@ def dense_crf_batch(
         images: ``(N, 3, H, W)`` uint8 RGB.
         probabilities: ``(N, L, H, W)`` in [0, 1] on the same device.
         iterations: of mean field.
-        gaussian_sxy: and the rest: see :func:`wsss.refine.crf.dense_crf`.
         valid: ``(N, L)`` bool, the labels an image has; all by default.
+        parameters: see :func:`wsss.refine.crf.dense_crf`.
 
     Returns:
         ``(N, L, H, W)`` float32 that sums to 1 over the labels.
@@ -196,14 +193,7 @@ def dense_crf_batch(
     Raises:
         ValueError: as the two functions do.
     """
-    kernels = pairwise_kernels(
-        images,
-        gaussian_sxy=gaussian_sxy,
-        gaussian_compat=gaussian_compat,
-        bilateral_sxy=bilateral_sxy,
-        bilateral_srgb=bilateral_srgb,
-        bilateral_compat=bilateral_compat,
-    )
+    kernels = pairwise_kernels(images, **parameters)
     return mean_field(kernels, probabilities, iterations=iterations, valid=valid)
 
 

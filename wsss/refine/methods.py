@@ -233,8 +233,8 @@ class Crf(Step):
         return self.backend == "torch"
 
 
-class DenseCrf(Step):
-    """Labels from a fully connected CRF over background and the classes present.
+class CrfLabelling(Step):
+    """What labels from a CRF have in common: its unaries, from scores against a background.
 
     Args:
         background: a number, or an option of conf/threshold/; 0.3 by default.
@@ -245,6 +245,37 @@ class DenseCrf(Step):
 
     gives = "labels"
 
+    def __init__(self, *, background: Background | float | None, unary: str, gt_prob: float, crf: Crf | None) -> None:
+        self.background = as_background(background)
+        self.unary = unary
+        self.gt_prob = gt_prob
+        self.crf = crf or Crf()
+        if not isinstance(self.crf, Crf):
+            raise self.wrong("crf", "an option of conf/crf/ (crf=deeplab crf.backend=torch)")
+        self.check_choice("unary", "soft", "hard")
+        self.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
+
+    def probabilities(self, class_ids: np.ndarray, compared: np.ndarray, background: float | np.ndarray) -> np.ndarray:
+        """What goes into the CRF: ``(K + 1, H, W)`` float32, background first.
+
+        Args:
+            class_ids: ``(K,)``.
+            compared: ``(K, H, W)`` scores in [0, 1].
+            background: its score, one number or ``(H, W)``.
+        """
+        if self.unary == "soft":
+            return soft_probabilities(compared, background=background)
+        labels = threshold(compared, class_ids, background=background)
+        return hard_probabilities(labels, class_ids, gt_prob=self.gt_prob)
+
+
+class DenseCrf(CrfLabelling):
+    """Labels from a fully connected CRF over background and the classes present.
+
+    Args:
+        background: and the rest: see :class:`CrfLabelling`.
+    """
+
     def __init__(
         self,
         *,
@@ -253,17 +284,11 @@ class DenseCrf(Step):
         gt_prob: float = 0.7,
         crf: Crf | None = None,
     ) -> None:
-        self.background = as_background(background)
-        self.unary = unary
-        self.gt_prob = gt_prob
-        self.crf = crf or Crf()
-        check_unary(self)
+        super().__init__(background=background, unary=unary, gt_prob=gt_prob, crf=crf)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """The label of the largest posterior (the first of equals, background before the classes)."""
-        compared, background = self.background(scores)
-        unary = unary_probabilities(compared, class_ids, background, unary=self.unary, gt_prob=self.gt_prob)
-        (posterior,) = self.crf.posteriors(image, [unary])
+        (posterior,) = self.crf.posteriors(image, [self.probabilities(class_ids, *self.background(scores))])
         return winners(posterior, class_ids)
 
 
@@ -307,7 +332,7 @@ class GraphCut(Step):
         )
 
 
-class ConfidentCrf(Step):
+class ConfidentCrf(CrfLabelling):
     """Labels where two backgrounds agree, 255 elsewhere (IRN, CVPR 2019).
 
     The scores go through the CRF twice. What is foreground against the higher background keeps its class; what is
@@ -317,12 +342,8 @@ class ConfidentCrf(Step):
     Args:
         background: between the two: a number, or an option of conf/threshold/; 0.3 by default.
         margin: how far both lie from it, in [0, 0.5].
-        unary: "hard", from the thresholded labels, as in IRN's program, or "soft", from the scores.
-        gt_prob: with "hard", how far such a label is trusted, in (0, 1).
-        crf: an option of conf/crf/; the preset DEEPLAB by default.
+        unary: "hard" as in IRN's program by default; this and the rest: see :class:`CrfLabelling`.
     """
-
-    gives = "labels"
 
     def __init__(
         self,
@@ -333,50 +354,19 @@ class ConfidentCrf(Step):
         gt_prob: float = 0.7,
         crf: Crf | None = None,
     ) -> None:
-        self.background = as_background(background)
+        super().__init__(background=background, unary=unary, gt_prob=gt_prob, crf=crf)
         self.margin = margin
-        self.unary = unary
-        self.gt_prob = gt_prob
-        self.crf = crf or Crf()
         self.check("margin", lambda value: 0 <= value <= 0.5, "a number from 0 to 0.5")
-        check_unary(self)
 
     def __call__(self, image: np.ndarray, class_ids: np.ndarray, scores: np.ndarray, extras: Extras) -> np.ndarray:
         """Labels by :func:`confident`."""
         compared, background = self.background(scores)
         unaries = [
-            unary_probabilities(
-                compared, class_ids, np.clip(background + shift, 0, 1), unary=self.unary, gt_prob=self.gt_prob
-            )
+            self.probabilities(class_ids, compared, np.clip(background + shift, 0, 1))
             for shift in (self.margin, -self.margin)
         ]
         strict, lenient = (winners(found, class_ids) for found in self.crf.posteriors(image, unaries))
         return confident(strict, lenient)
-
-
-def check_unary(step: DenseCrf | ConfidentCrf) -> None:
-    """Raise ConfigError unless ``crf`` is one, and ``unary`` and ``gt_prob`` are what the CRF's unaries take."""
-    if not isinstance(step.crf, Crf):
-        raise step.wrong("crf", "an option of conf/crf/ (crf=deeplab crf.backend=torch)")
-    step.check_choice("unary", "soft", "hard")
-    step.check("gt_prob", lambda value: 0 < value < 1, "a number between 0 and 1")
-
-
-def unary_probabilities(
-    scores: np.ndarray, class_ids: np.ndarray, background: float | np.ndarray, *, unary: str, gt_prob: float
-) -> np.ndarray:
-    """What goes into a CRF: ``(K + 1, H, W)`` float32, background first.
-
-    Args:
-        scores: ``(K, H, W)`` in [0, 1].
-        class_ids: ``(K,)``.
-        background: its score, one number or ``(H, W)``.
-        unary: "soft", from the scores, or "hard", from the thresholded labels.
-        gt_prob: with "hard", how far such a label is trusted.
-    """
-    if unary == "soft":
-        return soft_probabilities(scores, background=background)
-    return hard_probabilities(threshold(scores, class_ids, background=background), class_ids, gt_prob=gt_prob)
 
 
 def confident(strict: np.ndarray, lenient: np.ndarray) -> np.ndarray:
