@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import io
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +27,7 @@ import wsss  # noqa: F401  before torch: it tells OpenMP's threads not to spin w
 
 # isort: split
 import torch
+from timing import CLOCKS
 from torch import Tensor, nn
 
 from wsss.cams import CamMethod, LayerCam, ScoreCam, seed_scores
@@ -42,7 +42,6 @@ NETWORKS: dict[str, Callable[[], Classifier]] = {
 SIZES = {"lite0": (375, 500), "resnet50": (256, 320), "vgg16": (160, 160)}
 SCALES = (1.0, 0.5, 1.5, 2.0)
 STRIDE = 4
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS = ("pytorch-grad-cam", "torchcam", "ours", "ours, folded")
 
 Maps = list[Tensor]

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -36,6 +34,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from timing import CLOCKS, Variant, measure
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
@@ -59,7 +58,6 @@ with contextlib.suppress(ImportError), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import albumentations
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SCALE, JITTER, FILL, BATCH = (1.0, 1.5), 0.4, 127, 16
 
 
@@ -99,27 +97,6 @@ def drawn(folder: Path, count: int) -> Sets:
     for id in sets.ids:
         assert np.array_equal(sets.disk.image(id), sets.memory.image(id))
     return sets
-
-
-Variant = tuple[str, Callable[[], Any]]
-
-
-def measure(title: str, variants: list[Variant], *, rounds: int, images: int, clock: str) -> None:
-    """Run the variants in turn and print medians and ratios."""
-    times: dict[str, list[float]] = {name: [] for name, _ in variants}
-    for _, run in variants:
-        run()  # what is set up once
-    for turn in range(rounds):
-        shift = turn % len(variants)
-        for name, run in variants[shift:] + variants[:shift]:
-            started = CLOCKS[clock]()
-            run()
-            times[name].append((CLOCKS[clock]() - started) / images)
-    first = statistics.median(times[variants[0][0]])
-    print(f"\n{title}")
-    for name, _ in variants:
-        median = statistics.median(times[name])
-        print(f"  {name:<66}{1000 * median:9.2f} ms{1 / median:9.0f}/s{first / median:7.2f}x")
 
 
 def drain(results: Iterable[Any]) -> None:
@@ -202,7 +179,9 @@ def main() -> None:
         print(f"{len(sets.ids)} images of 500x375, {size:.0f} KB each; {cores()} cores")
         for name, bench in groups.items():
             if not arguments.only or name in arguments.only:
-                run = partial(measure, rounds=arguments.rounds, images=len(sets.ids), clock=arguments.clock)
+                run = partial(
+                    measure, warm_up=True, rounds=arguments.rounds, images=len(sets.ids), clock=arguments.clock
+                )
                 bench(sets, arguments.size, run)
 
 

@@ -20,13 +20,11 @@ walk          the dense matrix power that published programs compute against the
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import wsss  # noqa: F401  before torch: it tells OpenMP's threads not to spin while they wait
 
@@ -34,6 +32,7 @@ import wsss  # noqa: F401  before torch: it tells OpenMP's threads not to spin w
 import numpy as np
 import torch
 from scipy import ndimage
+from timing import CLOCKS, measure
 
 from wsss.artifacts import SuperpixelStore
 from wsss.data.demo import render_demo
@@ -47,7 +46,6 @@ from wsss.refine.pamr import pamr
 from wsss.refine.random_walk import affinities, propagate
 from wsss.refine.superpixel import felzenszwalb, slic, superpixel_smoothing
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VOC_LABELS = 21
 
 
@@ -76,25 +74,6 @@ def drawn(folder: Path, count: int, size: int) -> list[Item]:
         largest = blurred.max(axis=(1, 2), keepdims=True)
         items.append(Item(image, ids, blurred / np.where(largest > 0, largest, 1)))
     return items
-
-
-Variant = tuple[str, Callable[[], Any]]
-
-
-def measure(title: str, variants: list[Variant], *, rounds: int, images: int, clock: str) -> None:
-    """Run the variants in turn and print medians and ratios."""
-    times: dict[str, list[float]] = {name: [] for name, _ in variants}
-    for turn in range(rounds):
-        shift = turn % len(variants)
-        for name, run in variants[shift:] + variants[:shift]:
-            started = CLOCKS[clock]()
-            run()
-            times[name].append((CLOCKS[clock]() - started) / images)
-    first = statistics.median(times[variants[0][0]])
-    print(f"\n{title}")
-    for name, _ in variants:
-        median = statistics.median(times[name])
-        print(f"  {name:<58}{1000 * median:9.1f} ms{first / median:7.2f}x")
 
 
 def published_loop(items: list[Item]) -> list[np.ndarray]:
