@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +19,8 @@ from PIL import Image
 from wsss import check
 from wsss.artifacts import read_json
 from wsss.check import Check, Seen, bit_counts, caption, correlation, difference_hash, look, near_pairs, top_pairs
+from wsss.data import Augment
+from wsss.data.images import Depth
 from wsss.errors import DataError
 from wsss.refine import ItemError
 from wsss.types import IGNORE
@@ -117,8 +121,19 @@ def test_few_images_and_the_default_folder(tiny_set, run, tmp_path):
     assert findings(read_json(tmp_path / "other" / "check.json")) == {"few_images": ["disc: 3", "wedge: 3"]}
     assert "warning: classes with fewer than 4 training images (2)\n  disc: 3\n  wedge: 3" in output
     assert check.main(["data=voc_layout", f"data.root={tiny_set}", f"paths.logs={tmp_path}/logs"]) == 0
-    written = sorted(path.name for path in (tmp_path / "logs" / "check" / "own").iterdir())
+    written = sorted(path.name for path in (tmp_path / "logs" / "check" / "own_tiny").iterdir())
     assert written == ["check.json", "contact_sheet.png"]
+
+
+def test_checks_of_several_sets_lie_side_by_side(tiny_set, own_set, run, tmp_path):
+    """Both sets are called own; of two whose folders are called alike, the later gets a number, and keeps it."""
+    other = Path(shutil.copytree(tiny_set, tmp_path / "elsewhere" / "tiny"))
+    for root in (tiny_set, own_set, other, tiny_set, other):
+        assert check.main(["data=voc_layout", f"data.root={root}", "paths.logs=logs", "--contact-sheet", "0"]) == 0
+    lying = {path.parent.name: read_json(path)["root"] for path in Path("logs/check").glob("*/check.json")}
+    assert lying == {"own_tiny": str(tiny_set), "own_own_set": str(own_set), "own_tiny_2": str(other)}
+    named = SimpleNamespace(root=tmp_path / "msrc15", name="msrc15")
+    assert check.output_folder(tmp_path, named) == tmp_path / "msrc15"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -175,6 +190,7 @@ class Fake(SimpleNamespace):
             "image_size": lambda id: (6, 4),
             "mask": lambda id: np.eye(4, 6, dtype=np.uint8),
             "class_ids": lambda id: (1,),
+            "depth": lambda id: None,
         }
         super().__init__(**(good | functions))
 
@@ -372,6 +388,45 @@ def test_pairs_are_sorted_by_share_then_images():
     ]
 
 
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (("cat", "dog", "catdog"), []),
+        (("dog", "Dog"), ["'dog' and 'Dog'"]),
+        (("hot dog", "hot_dog", "Hot-Dog"), ["'hot dog' and 'hot_dog' and 'Hot-Dog'"]),
+        (("cat", "cat,dog"), ["'cat,dog' holds 'cat'"]),
+        (("cat", "dog", "dog | Cat"), ["'dog | Cat' holds 'dog', 'Cat'"]),
+        (("cat|dog", "cat|cow"), ["'cat|dog' holds 'cat'", "'cat|cow' holds 'cat'"]),
+        (("on/off", "switch"), []),
+        (("x/", "y"), []),
+    ],
+)
+def test_names_that_may_mean_the_same(classes, said):
+    assert check.similar_classes(classes) == said
+
+
+def test_tags_written_in_two_ways_are_a_warning(own_set, run):
+    (own_set / "classes.txt").write_text("disc\nDisc\nwedge\n")
+    code, _, numbers = run(own_set)
+    assert (code, findings(numbers)) == (0, {"similar_classes": ["'disc' and 'Disc'"]})
+
+
+def test_tags_of_a_table_that_are_written_in_several_ways(tiny_set, tmp_path, run):
+    rows = ["image,tags,split"]
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    for id, tags in zip(
+        (*tiny.TRAIN[:5], *tiny.VAL[:1]), ("dog", "Dog", '"cat,dog"', "cat", " none", "dog"), strict=True
+    ):
+        shutil.copy(image(tiny_set, id), tmp_path / "set" / "images")
+        rows.append(f"{id},{tags},{id.split('_')[0]}")
+    (tmp_path / "set" / "tags.csv").write_text("\n".join(rows))
+    code = check.main(["data=folder", f"data.root={tmp_path}/set", "--out", "out", "--contact-sheet", "0"])
+    numbers = read_json(tmp_path / "out" / "check.json")
+    assert code == 0
+    assert [entry["name"] for entry in numbers["classes"]] == ["Dog", "cat", "cat,dog", "dog"]
+    assert findings(numbers)["similar_classes"] == ["'Dog' and 'dog'", "'cat,dog' holds 'cat', 'dog'"]
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 
@@ -384,6 +439,76 @@ def test_odd_shapes_and_blank_images_are_warnings(own_set, run):
     assert findings(numbers) == {"small": ["train_4: 31x40"], "aspect": ["train_5: 161x40"], "blank": ["train_6"]}
     assert numbers["splits"]["train"]["grey"] == 1
     assert numbers["splits"]["train"]["aspect"]["max"] == pytest.approx(161 / 40)
+
+
+def test_what_training_refuses_is_an_error_by_the_rule_of_training(own_set, run):
+    """A view of 32 pixels keeps nothing of the short side of 1x33, and one pixel of 1x32."""
+    put(own_set, "train_4", noise(1, 33))
+    put(own_set, "train_5", noise(32, 1), np.full((1, 32), 3, np.uint8))
+    put(own_set, "val_2", noise(1, 33), np.full((33, 1), 3, np.uint8))  # measured as a whole
+    code, output, numbers = run(own_set, "recipe.segmenter.augment.size=32")
+    assert code == 1
+    found = findings(numbers)
+    assert found["too_narrow"] == ["train_4: 1x33"]
+    assert found["aspect"] == ["train_5: 32x1", "val_2: 1x33"]
+    assert "a side more than 32 times the other" in output
+    augment = Augment(size=32)
+    for id, width, height in (("train_4", 1, 33), ("train_5", 32, 1)):
+        refused = id in {text.partition(":")[0] for text in found["too_narrow"]}
+        with pytest.raises(DataError, match="too narrow") if refused else nullcontext():
+            augment(noise(width, height), seed=0)
+
+
+@pytest.mark.parametrize("size", [(1, 400), (3000, 5)])
+def test_images_of_a_line_are_errors_as_trainings_are_configured(size, own_set, run):
+    put(own_set, "train_4", noise(*size))
+    code, _, numbers = run(own_set)
+    assert (code, list(findings(numbers)["too_narrow"])) == (1, [f"train_4: {size[0]}x{size[1]}"])
+
+
+def test_the_narrowest_of_both_trainings_counts():
+    small, scaled = "recipe.classifier.augment.size=64", "recipe.segmenter.augment.scale=[0.25,1.5]"
+    assert check.longest_aspect(tiny.composed("recipe.segmenter.augment.size=200", small)) == 64
+    assert check.longest_aspect(tiny.composed("recipe.segmenter.augment.size=200", scaled)) == 50
+
+
+# --- bits -------------------------------------------------------------------------------------------------------------
+
+
+def put_deep(root: Path, id: str, highest: int) -> None:
+    """An image of 16 bits of grey, from black to ``highest``."""
+    image(root, id).unlink(missing_ok=True)
+    values = np.random.default_rng(highest).integers(0, highest, (48, 64)).astype(np.uint16)
+    values[0, 0] = highest
+    Image.fromarray(values).save(root / "JPEGImages" / f"{id}.png")
+    put_mask(root, id, np.full((48, 64), 1, np.uint8))
+
+
+def test_twelve_bits_in_sixteen_are_a_warning_that_names_the_option(own_set, run):
+    put_deep(own_set, "train_0", 4001)
+    put_deep(own_set, "train_7", 900)
+    code, output, numbers = run(own_set)
+    assert code == 0
+    assert findings(numbers) == {"dark_range": ["train_0: highest value 4001", "train_7: highest value 900"]}
+    assert "the highest value of all is 4001, and 65535 counts as white (set data.white=4095)" in output
+    assert run(own_set, "data.white=4095")[2]["findings"] == []
+    code, output, numbers = run(own_set, "data.white=3000")
+    assert findings(numbers) == {"beyond_white": ["train_0: highest value 4001"]}
+    assert "data.white=3000, which are cut off (the highest is 4001)" in output
+
+
+def test_a_dark_image_beside_a_bright_one_is_none(own_set, run):
+    put_deep(own_set, "train_0", 16384)  # a quarter of the range
+    put_deep(own_set, "train_7", 900)
+    assert run(own_set)[2]["findings"] == []
+
+
+def test_dark_colours_of_sixteen_bits_are_a_warning():
+    dark = Seen("a", size=(40, 40), class_ids=(1,), depth=Depth(257 * 15, grey=False))
+    said = {f.code: f for f in Check(("x",), "train", "train", {"train": [dark]}, {"train": False}, few=1).findings}
+    assert said["dark_colours"].examples == ["a: about 3855"]
+    assert "8 bits a channel" in said["dark_colours"].text
+    assert "dark_range" not in said
 
 
 # --- masks ------------------------------------------------------------------------------------------------------------
@@ -496,7 +621,7 @@ def test_as_a_process_with_a_worker(own_set, tmp_path):
     arguments = ("data=voc_layout", f"data.root={own_set}", f"paths.logs={tmp_path}/logs", "workers=1")
     code, output = tiny.execute("-m", "wsss.check", *arguments)
     assert code == 1, output
-    numbers = read_json(tmp_path / "logs" / "check" / "own" / "check.json")
+    numbers = read_json(tmp_path / "logs" / "check" / "own_own_set" / "check.json")
     assert set(findings(numbers)) == {"image", "duplicates_across", "few_images"}
     assert "check 12/12" in output
     assert "Traceback" not in output

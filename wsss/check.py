@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import logging
+import math
 import pickle
+import re
 import sys
 import time
 import warnings
@@ -25,13 +28,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from wsss.artifacts import write_atomically, write_json
+from wsss.artifacts import read_json, write_atomically, write_json
 from wsss.build import build
 from wsss.cli import INTERRUPTED, USER_ERROR
 from wsss.console import Cell, console, progress, quiet_libraries, setup_logging, table
 from wsss.data.base import ImageSet
+from wsss.data.images import WHITE as WHITE_OF_16_BITS
+from wsss.data.images import Depth
 from wsss.data.loading import worker_count
 from wsss.errors import ConfigError, DataError, UserError
 from wsss.palette import voc_palette
@@ -57,6 +63,15 @@ SMALLEST = 32
 
 LONGEST_ASPECT = 4.0
 """Long side over short side: above, a square crop shows little of the image."""
+
+USED_RANGE = 4
+"""Images of 16 bits whose highest value is below this part of what counts as white look dark to every network."""
+
+RECIPES = ("classifier", "segmenter")
+"""The trainings that every run has; they refuse images that are too narrow for their crops."""
+
+SEPARATORS = ",|/"
+"""Signs that join tags elsewhere; here it is the semicolon."""
 
 NEAR_BITS = 3
 """Images whose difference hashes differ in this many bits of 64, or fewer, may be the same picture ..."""
@@ -103,6 +118,7 @@ class Seen:
         class_ids: the image-level tags; None where they cannot be read.
         mask_classes: the class ids in the mask; None without a mask that can be read.
         ignored: share of the mask's pixels that are ignored.
+        depth: what an image of more than 8 bits a channel uses of its range; None for 8 bits.
     """
 
     id: str
@@ -116,6 +132,7 @@ class Seen:
     class_ids: tuple[int, ...] | None = None
     mask_classes: tuple[int, ...] | None = None
     ignored: float = 0.0
+    depth: Depth | None = None
 
 
 def look(data: ImageSet, id: str) -> Seen:
@@ -168,6 +185,7 @@ def look(data: ImageSet, id: str) -> Seen:
             "thumbnail": thumbnail,
             "grey": grey,
             "blank": bool((image == image[0, 0]).all()),
+            "depth": attempt("image", data.depth),
         }
     if mask is not None:
         wrong = _mask_problem(mask, None if image is None else image.shape[:2], len(data.classes))
@@ -301,6 +319,8 @@ class Check:
         splits: what was seen of each split's images, in its order.
         masked: whether the set says that a split has masks.
         few: a class with fewer training images is warned of.
+        longest: long side over short side beyond which training refuses an image.
+        white: the set's option of this name.
         findings: errors first.
     """
 
@@ -310,10 +330,12 @@ class Check:
     splits: Mapping[str, Sequence[Seen]]
     masked: Mapping[str, bool]
     few: int = FEW
+    longest: float = math.inf
+    white: int | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        parts = (_files, _identical, _near, _tags, _pairs, _sizes, _masks)
+        parts = (_files, _identical, _near, _names, _tags, _pairs, _sizes, _depths, _masks)
         found = [finding for part in parts for finding in part(self) if finding.examples]
         self.findings = sorted(found, key=lambda finding: finding.level != ERROR)
 
@@ -472,6 +494,36 @@ def _tags(check: Check) -> Iterator[Finding]:
     )
 
 
+def _names(check: Check) -> Iterator[Finding]:
+    """Classes that may be one class, or several."""
+    text = "classes that may be one class written in two ways, or several in one (tags are joined by ';')"
+    yield Finding(WARNING, "similar_classes", text, similar_classes(check.classes))
+
+
+def similar_classes(classes: Sequence[str]) -> list[str]:
+    """Names that are equal up to case, blanks, underscores and hyphens; and names made of others with ``SEPARATORS``.
+
+    >>> similar_classes(["dog", "Dog", "cat|dog", "tram / bus", "hot_dog", "hot-dog"])
+    ["'dog' and 'Dog'", "'hot_dog' and 'hot-dog'", "'cat|dog' holds 'dog'"]
+    """
+
+    def plain(name: str) -> str:
+        return re.sub(r"[\s_-]", "", name).casefold()
+
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(plain(name), []).append(name)
+    found = [" and ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    parts = {name: [part for part in re.split(f"[{SEPARATORS}]", name) if plain(part)] for name in classes}
+    for name, pieces in parts.items():
+        others = {plain(other) for other in classes if other != name}
+        others |= {plain(piece) for other, theirs in parts.items() if other != name for piece in theirs}
+        held = [piece.strip() for piece in pieces if plain(piece) in others]
+        if len(pieces) > 1 and held:
+            found.append(f"{name!r} holds {', '.join(map(repr, held))}")
+    return found
+
+
 class Pair(NamedTuple):
     """A class, another, the training images that have both, and their share of those that have the first."""
 
@@ -515,20 +567,56 @@ def _pairs(check: Check) -> Iterator[Finding]:
 
 def _sizes(check: Check) -> Iterator[Finding]:
     """Images of odd shape."""
-    small, long, blank = [], [], []
+    small, long, narrow, blank = [], [], [], []
+    learnt = {seen.id for seen in check.splits[check.train]}
     for seen in check.everything().values():
         if seen.size is None:
             continue
         if min(seen.size) < SMALLEST:
             small.append(f"{seen.id}: {_by(seen.size)}")
-        if max(seen.size) > LONGEST_ASPECT * min(seen.size):
+        if seen.id in learnt and max(seen.size) > check.longest * min(seen.size):
+            narrow.append(f"{seen.id}: {_by(seen.size)}")
+        elif max(seen.size) > LONGEST_ASPECT * min(seen.size):
             long.append(f"{seen.id}: {_by(seen.size)}")
         if seen.blank:
             blank.append(seen.id)
+    text = (
+        f"training images that are refused as too narrow to learn from: a side more than {check.longest:g} times the "
+        f"other (crop them, or take them out of {check.train})"
+    )
+    yield Finding(ERROR, "too_narrow", text, narrow)
     yield Finding(WARNING, "small", f"images with a side of less than {SMALLEST} pixels", small)
     text = f"images with a side more than {LONGEST_ASPECT:g} times the other"
     yield Finding(WARNING, "aspect", text, long)
     yield Finding(WARNING, "blank", "images of one colour", blank)
+
+
+def _depths(check: Check) -> Iterator[Finding]:
+    """Images of more than 8 bits that do not use their range, or go beyond it."""
+    deep = [(seen, seen.depth) for seen in check.everything().values() if seen.depth is not None]
+    grey, coloured = ([(seen, depth) for seen, depth in deep if depth.grey is kind] for kind in (True, False))
+    white = check.white or WHITE_OF_16_BITS
+    highest = max((depth.highest for _, depth in grey), default=white)
+    # the highest value that as many bits can have: 4095 where 4001 was met
+    meant = (1 << max(8, highest.bit_length())) - 1
+    dark = [f"{seen.id}: highest value {depth.highest}" for seen, depth in grey] if USED_RANGE * highest < white else []
+    text = (
+        f"images of 16 bits that are read as dark: the highest value of all is {highest}, and {white} counts as white "
+        f"(set data.white={meant})"
+    )
+    yield Finding(WARNING, "dark_range", text, dark)
+    cut = [f"{seen.id}: highest value {depth.highest}" for seen, depth in grey if depth.highest > white]
+    text = f"images with values above data.white={white}, which are cut off (the highest is {highest})"
+    yield Finding(WARNING, "beyond_white", text, cut)
+    highest = max((depth.highest for _, depth in coloured), default=WHITE_OF_16_BITS)
+    dark = (
+        [f"{s.id}: about {depth.highest}" for s, depth in coloured] if USED_RANGE * highest < WHITE_OF_16_BITS else []
+    )
+    text = (
+        f"colour images of 16 bits that are read as dark: the highest value of all is about {highest} of "
+        f"{WHITE_OF_16_BITS} (save them with 8 bits a channel, scaled to use them)"
+    )
+    yield Finding(WARNING, "dark_colours", text, dark)
 
 
 def _masks(check: Check) -> Iterator[Finding]:
@@ -780,13 +868,42 @@ def caption(tags: Sequence[tuple[str, tuple[int, ...]]]) -> np.ndarray:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def check_set(data: ImageSet, *, workers: int | None = None, few: int = FEW) -> Check:
+def longest_aspect(config: DictConfig) -> float:
+    """Long side over short side beyond which a training of the configuration refuses an image.
+
+    Raises:
+        ConfigError: the recipe of a training cannot be built.
+    """
+    views = (build(config, f"recipe.{recipe}.augment") for recipe in RECIPES)
+    return min(float(getattr(view, "longest_aspect", math.inf)) for view in views)
+
+
+def output_folder(folder: Path, data: ImageSet) -> Path:
+    """Where the check of a set is written by default: below ``folder``, by the names of the set and of its root.
+
+    A number follows where another set's check lies there, so that no check overwrites that of another set.
+    """
+    root = Path(data.root).absolute()
+    name = "_".join(dict.fromkeys(part for part in (data.name, root.name) if part))
+    for number in itertools.count(1):
+        place = folder / (name if number == 1 else f"{name}_{number}")
+        try:
+            same = read_json(place / "check.json")["root"] == str(root)
+        except (OSError, UserError, ValueError, LookupError, TypeError):  # none, or none that can be read
+            return place
+        if same:
+            return place
+    raise AssertionError
+
+
+def check_set(data: ImageSet, *, workers: int | None = None, few: int = FEW, longest: float = math.inf) -> Check:
     """Look at every file of both splits.
 
     Args:
         data: the set.
         workers: processes; 0 works in this one, None takes as many as the cores allow and the set is worth.
         few: a class with fewer training images is warned of.
+        longest: long side over short side beyond which training refuses an image; see ``longest_aspect``.
     """
     names = tuple(dict.fromkeys((data.train, data.val)))
     ids = {split: data.ids(split) for split in names}
@@ -795,7 +912,8 @@ def check_set(data: ImageSet, *, workers: int | None = None, few: int = FEW) -> 
     looks = progress(look_at_all(data, every, workers=count), "check", unit="img", total=len(every))
     seen = {found.id: found for found in looks}
     splits = {split: [seen[id] for id in ids[split]] for split in names}
-    return Check(data.classes, data.train, data.val, splits, {split: data.has_masks(split) for split in names}, few)
+    masked = {split: data.has_masks(split) for split in names}
+    return Check(data.classes, data.train, data.val, splits, masked, few, longest, data.white)
 
 
 def run(options: argparse.Namespace) -> bool:
@@ -808,9 +926,10 @@ def run(options: argparse.Namespace) -> bool:
     if config.workers is not None and config.workers < 0:
         raise ConfigError(f"workers={config.workers} must be 0 or more, or null")
     data: ImageSet = build(config, "data")
-    out = options.out or Path(config.paths.logs) / "check" / data.name
+    out = options.out or output_folder(Path(config.paths.logs) / "check", data)
+    longest = longest_aspect(config)
     started = time.perf_counter()
-    check = check_set(data, workers=config.workers, few=options.few)
+    check = check_set(data, workers=config.workers, few=options.few, longest=longest)
     seconds = time.perf_counter() - started
     images = len(check.everything())
     print_tables(check, title=f"{data.name}: {data.root}")
@@ -863,7 +982,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="OVERRIDE",
         help="as for the scripts: data=voc2012 data.root=..., +experiment=NAME",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: <paths.logs>/check/<name of the set>")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: <paths.logs>/check/<set>_<its folder>")
     parser.add_argument(
         "--contact-sheet",
         type=_count,

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from wsss.data import ImageSet
-from wsss.data.images import image_size, read_image, read_mask, stored_size
-from wsss.errors import DataError
+from wsss.data.base import split_hint
+from wsss.data.images import Depth, deep_range, image_size, read_image, read_mask, stored_size
+from wsss.errors import ConfigError, DataError
 
 WIDTH, HEIGHT = 3, 2
 
@@ -29,6 +30,7 @@ class Memory(ImageSet):
         classes: Sequence[str] = ("cat", "dog"),
         tags: Mapping[str, tuple[int, ...]] | None = None,
         masks: Mapping[str, np.ndarray] | None = None,
+        white: int | None = None,
     ) -> None:
         self.known = tags or {}
         self.asked: list[str] = []
@@ -36,7 +38,7 @@ class Memory(ImageSet):
         images = {path.relative_to(root).with_suffix("").as_posix(): path for path in root.rglob("*.png")}
         super().__init__(
             root=root, name="memory", train="train", val="val", classes=classes, images=images, splits=splits,
-            tag_source="memory", splits_from={"val": root / "val.txt"},
+            tag_source="memory", splits_from={"val": root / "val.txt"}, white=white,
         )  # fmt: skip
 
     def _read_tags(self, id: str) -> tuple[int, ...]:
@@ -233,6 +235,75 @@ def test_sixteen_bits_a_channel(values: list[int], seen: tuple[int, ...], tmp_pa
 def test_sixteen_bits_of_grey_keep_their_scale_whatever_the_image(suffix: str, tmp_path: Path) -> None:
     values = np.array([[0, 257 * 3, 257 * 20]], np.uint16)  # a dark image is not stretched
     assert saved(tmp_path / f"a.{suffix}", Image.fromarray(values))[0, :, 0].tolist() == [0, 3, 20]
+
+
+@pytest.mark.parametrize(
+    ("white", "seen"), [(None, [0, 0, 15, 255]), (4095, [0, 15, 255, 255]), (255, [0, 255, 255, 255])]
+)
+def test_white_is_what_a_set_says_it_is(white: int | None, seen: list[int], root: Path) -> None:
+    values = np.array([[0, 255, 4095, 65535]], np.uint16)
+    Image.fromarray(values).save(root / "a.png")
+    data = Memory(root, splits=SPLITS, white=white)
+    assert data.image("a")[0, :, 0].tolist() == seen
+    assert data.image("c")[0, 0].tolist() == [2, 0, 0]  # 8 bits stay as they are
+
+
+def test_no_white_is_the_whole_range_bit_for_bit(tmp_path: Path) -> None:
+    """Also in an image that is dark all over: of two images of one scene, the brighter comes out brighter."""
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    np.testing.assert_array_equal(saved(tmp_path / "a.png", Image.fromarray(values))[..., 0], values // 257)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", white=65535), read_image(tmp_path / "a.png"))
+    assert saved(tmp_path / "b.png", Image.fromarray(np.full((2, 2), 255, np.uint16))).max() == 0
+
+
+@pytest.mark.parametrize("white", [0, -1, 65536])
+def test_white_that_cannot_be(white: int, root: Path) -> None:
+    with pytest.raises(ConfigError, match=f"data.white={white} must be .* from 1 to 65535"):
+        Memory(root, splits=SPLITS, white=white)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_white_of_colours_is_refused_and_not_passed_over(channels: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_png16(path, np.full((HEIGHT, WIDTH, channels), 4095, np.uint16))
+    with pytest.raises(DataError, match=r"a\.png has colours of 16 bits, and data\.white=4095 is for grey images"):
+        read_image(path, white=4095)
+
+
+def test_what_is_used_of_a_range(tmp_path: Path) -> None:
+    grey, colours, plain = (tmp_path / f"{name}.png" for name in ("grey", "colours", "plain"))
+    write_png16(grey, np.array([[[7], [4001]]], np.uint16))
+    write_png16(colours, np.array([[[0, 256 * 15 + 9, 0]]], np.uint16))
+    Image.new("RGB", (2, 1), "white").save(plain)
+    assert (deep_range(grey), deep_range(colours)) == (Depth(4001, grey=True), Depth(257 * 15, grey=False))
+    assert deep_range(plain) is None
+    plain.write_bytes(b"no image")
+    with pytest.raises(DataError, match="does not decode"):
+        deep_range(plain)
+
+
+def test_sixteen_bits_a_pixel_are_not_a_channel(tmp_path: Path) -> None:
+    """A BMP of 5 + 6 + 5 bits: one red pixel."""
+    header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0) + struct.pack("<III", 0xF800, 0x7E0, 0x1F)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 70, 0, 0, 66) + header + struct.pack("<HH", 0xF800, 0))
+    assert deep_range(path) is None
+    assert read_image(path, white=4095)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("there", "told"),
+    [
+        (("Train", "Test"), "Choose them with data.train=Train data.val=Test"),
+        (("training", "validation", "test"), "Choose them with data.train=training data.val=validation"),
+        (("train", "Val"), "Choose it with data.val=Val"),
+        (("train2017", "val2017"), "Choose them with data.train=train2017 data.val=val2017"),
+        (("fold 1", "val"), "Choose of those there with data.train=..., or add the split 'train'"),
+        ((), "Choose of those there with data.train=... data.val=..., or add the splits 'train' and 'val'"),
+    ],
+)
+def test_splits_that_are_called_otherwise(there: Sequence[str], told: str) -> None:
+    assert split_hint(there, train="train", val="val") == told
 
 
 def test_a_palette_with_a_transparent_entry(tmp_path: Path) -> None:

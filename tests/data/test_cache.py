@@ -107,6 +107,16 @@ def test_a_file_that_changes_is_decoded_again(kind: str, data: VocLayout, folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_is_of_the_white_of_the_set(kind: str, data: VocLayout, folder: Path) -> None:
+    data.image_path("1").unlink()
+    Image.fromarray(np.full((18, 24), 4095, np.uint16)).save(data.image_path("1"))
+    for white, seen in ((None, 15), (4095, 255), (None, 15), (8191, 127)):
+        kept = cached(VocLayout(data.root, white=white), kind, folder=folder)
+        for _ in range(2):
+            assert kept.image("1")[0, 0, 0] == seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_but_the_images_is_the_set_as_it_is(kind: str, data: VocLayout, folder: Path) -> None:
     kept = cached(data, kind, folder=folder)
     assert isinstance(kept, VocLayout)

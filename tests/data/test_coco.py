@@ -385,6 +385,17 @@ def test_two_files_of_different_releases(root: Path, read: Callable[..., CocoSet
         read()
 
 
+def test_splits_of_another_release_are_named(root: Path, read: Callable[..., CocoSet]):
+    for split in ("train", "val"):
+        (root / f"annotations/instances_{split}2014.json").rename(root / f"annotations/instances_{split}2017.json")
+        (root / f"{split}2014").rename(root / f"{split}2017")
+    with pytest.raises(DataError) as error:
+        read()
+    assert "instances_train2014.json is missing (splits there: train2017, val2017)" in str(error.value)
+    assert "Choose them with data.train=train2017 data.val=val2017" in str(error.value)
+    assert read("data.train=train2017", "data.val=val2017").ids("val2017")
+
+
 @pytest.mark.parametrize("missing", ["", "annotations/instances_val2014.json", "val2014"])
 def test_what_is_missing_can_be_fetched(missing: str, root: Path, read: Callable[..., CocoSet]):
     (root / missing).rename(root.parent / "away")

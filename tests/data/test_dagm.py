@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 from dagm_set import SIDE, labels, write_set
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from wsss.build import build
@@ -104,6 +104,23 @@ def test_the_published_set_names_ten_textures(root: Path):
         build(config, "data")
     assert str(root / "Class2" / "Train") in str(error.value)
     assert "(textures there: Class1, Class10, Class3). Unpack Class2.zip" in str(error.value)
+
+
+def test_splits_of_other_names_are_named(root: Path, read: Callable[..., DagmSet]):
+    for folder in root.glob("Class*/Train"):
+        folder.rename(folder.with_name("training"))
+    with pytest.raises(DataError) as error:
+        read()
+    assert f"no folder {root / 'Class1' / 'Train'} (splits there: Test, training). " in str(error.value)
+    assert str(error.value).endswith("Choose it with data.train=training")
+
+
+def test_white_is_an_option_of_it(read: Callable[..., DagmSet], root: Path):
+    Image.fromarray(np.full((SIDE, SIDE), 1000, np.uint16)).save(root / "Class1/Train/0576.PNG")
+    config = composed().copy()
+    OmegaConf.update(config, "data.white", 1000, force_add=True)
+    config.merge_with_dotlist([f"data.root={root}", "data.textures=[1,3,10]"])
+    assert (read().image("Class1_Train_0576").max(), build(config, "data").image("Class1_Train_0576").max()) == (3, 255)
 
 
 @pytest.mark.parametrize("textures", ["[]", "[0]", "[1,11]", "[3,3]"])

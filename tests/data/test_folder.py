@@ -149,16 +149,37 @@ def test_files_that_are_no_images_are_left_out_and_said(root: Path, caplog: pyte
     (root / "images" / "e.heic").touch()
     FolderSet(root)
     assert caplog.messages == [
-        f"{root / 'images'}: 1 files that are no images by their name are left out, such as e.heic"
+        f"{root / 'images'}: 1 files that are no images by their name are left out (.heic: 1), such as e.heic. "
+        "Images among them: convert them to .png or .jpg"
     ]
+
+
+def test_images_of_a_kind_that_is_not_read_are_named(root: Path) -> None:
+    (root / "images" / "e.HEIC").touch()
+    write_table(root, *ROWS, "e.HEIC,dog,train")
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    says(error, "line 6 names the image 'e.HEIC'", "e.HEIC is there, but .HEIC is no kind of image that is read")
+    for path in (root / "images").iterdir():
+        path.rename(path.with_suffix(".raw" if path.stem == "a" else ".heic"))
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    says(error, "no image in", "5 other files (.heic: 4, .raw: 1): convert them to .png or .jpg")
 
 
 BAD_TABLES: dict[str, tuple[Iterable[str], Sequence[str]]] = {
     "empty": ((), ["tags.csv is empty", "header image,tags"]),
     "header alone": (("image,tags,split",), ["has no row below its header"]),
     "no header": (("a.jpg,dog",), ["begins with 'a.jpg,dog'", "must be image,tags or image,tags,split"]),
-    "a column misspelt": (("image,tags,splits", "a,dog,train"), ["begins with 'image,tags,splits'"]),
-    "a column twice": (("image,tags,tags", "a,dog,dog"), ["begins with 'image,tags,tags'"]),
+    "a column misspelt": (
+        ("image,tags,splits", "a,dog,train"),
+        ["begins with 'image,tags,splits': the column 'splits' is unknown. Rename it to 'split'. The header must"],
+    ),
+    "a column more": (
+        ("image,tags,split,weight", "a,dog,train,3"),
+        ["begins with 'image,tags,split,weight': the column 'weight' is unknown. Remove it. The header must"],
+    ),
+    "a column twice": (("image,tags,tags", "a,dog,dog"), ["'image,tags,tags': the column 'tags' stands there twice"]),
     "no column of tags": (("image,split", "a,train"), ["begins with 'image,split'"]),
     "too many fields": (("image,tags", "a,dog", "b,dog,cat"), ["line 3 has 3 fields, the header 2", "joined by ';'"]),
     "too few fields": (("image,tags", "a"), ["line 2 has 1 fields, the header 2"]),
@@ -174,12 +195,16 @@ BAD_TABLES: dict[str, tuple[Iterable[str], Sequence[str]]] = {
     ),
     "images without row": (("image,tags", "a,dog", "c,cat"), ["no row for the image", "b.png", "2 of 4 images"]),
     "no split": (("image,tags,split", "a,dog,train", "b,dog,"), ["line 3 names no split"]),
-    "background": (("image,tags", "a,dog;Background"), ["line 2 has the tag background", "Leave tags empty"]),
+    "background": (("image,tags", "a,dog;Background"), ["line 2 has the tag Background", "beside 'dog'", "Remove it"]),
     "an open quote": (("image,tags", 'a,"dog', "b,cat"), ["line 3 cannot be read", "double quotes"]),
     "no tag at all": (("image,tags", "a,", "b,", "c,", "d,"), ["gives no image a tag"]),
     "no validation": (
         ("image,tags,split", "a,x,train", "b,x,train", "c,x,Val", "d,x,train"),
-        ["no image of the split 'val' (images there: Val: 1, train: 3)"],
+        ["no image of the split 'val' (images there: Val: 1, train: 3). Choose it with data.val=Val"],
+    ),
+    "splits of other names": (
+        ("image,tags,split", "a,x,Train", "b,x,Train", "c,x,validation", "d,x,Train"),
+        ["no image of the split 'train'", "Choose them with data.train=Train data.val=validation"],
     ),
     "one image a class": (("image,tags", "a,w", "b,x", "c,y", "d,z"), ["4 images cannot be divided", "name the split"]),
 }  # fmt: skip
@@ -192,6 +217,45 @@ def test_tables_that_cannot_be(root: Path, fault: str) -> None:
     with pytest.raises(DataError) as error:
         FolderSet(root)
     says(error, path, *told)
+
+
+def test_all_bad_lines_are_told_at_once(root: Path) -> None:
+    path = write_table(root, "image,tags,split", "a,dgo,train", "b,dog,", "x.jpg,dog,train", "c,dog", "d,dog,val")
+    (root / "classes.txt").write_text("dog\n")
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    first, *lines = str(error.value).split("\n")
+    assert first == f"{path} has 4 faults:"
+    parts = [
+        "line 2 names the class 'dgo'",
+        "line 3 names no split",
+        "line 4 names the image 'x.jpg'",
+        "line 5 has 2 f",
+    ]
+    assert [line.strip()[: len(part)] for line, part in zip(lines, parts, strict=True)] == parts
+
+
+def test_of_many_bad_lines_ten_are_told_and_the_others_counted(root: Path) -> None:
+    write_table(root, "image,tags", *(f"x{n}.png,dog" for n in range(13)), 'a,"open')
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    first, *lines = str(error.value).split("\n")
+    assert first.endswith("tags.csv has 14 faults:")
+    assert [line.split()[1] for line in lines[:10]] == [str(n) for n in range(2, 12)]
+    assert lines[10:] == ["  ... and 4 more"]
+
+
+def test_words_for_no_class_are_no_tags_as_with_folders(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_table(root, "image,tags,split", "a,dog,train", "b, none,val", "c,GOOD,train", "d,background;none,val")
+    data = FolderSet(root)
+    assert data.classes == ("dog",)
+    assert known(data) == {"a": ("dog",), "b": (), "c": (), "d": ()}
+    assert "the tag of 3 images stands for no class (background, good, none)" in caplog.text
+    (root / "classes.txt").write_text("dog\nGOOD\n")
+    assert known(FolderSet(root)) == {"a": ("dog",), "b": (), "c": ("GOOD",), "d": ()}
+    (root / "classes.txt").write_text("dog\ngood\n")
+    with pytest.raises(DataError, match=r"line 4 names the class 'GOOD', .* Did you mean 'good'\?"):
+        FolderSet(root)
 
 
 @pytest.mark.parametrize(
@@ -384,8 +448,38 @@ def test_folders_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"no folder images in {tmp_path}"):
         FolderSet(tmp_path)
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="no image in"):
+    with pytest.raises(DataError, match=r"no image in .*\.gif\)\. Put the images there"):
         FolderSet(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["images", "classes.txt", "masks", "tags.csv"])
+def test_capital_letters_are_told_and_not_passed_over(name: str, root: Path) -> None:
+    write_table(root, *ROWS)
+    (root / "classes.txt").write_text("cat\ncow\ndog\n")
+    write_mask(root, "a")
+    (root / name).rename(root / name.capitalize())
+    if (root / name).exists():
+        pytest.skip("this disk does not tell capital letters apart")
+    with pytest.raises(DataError) as error:
+        FolderSet(root)
+    says(error, root, name.capitalize(), f"ename it to {name}")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("cat/a.jpg", "dog/b.jpg", "masks/a.png"), "folders of images (cat, dog): move them into"),
+        (("a.jpg", "b.jpg", "c.txt"), "2 images in"),
+        (("notes/a.txt",), "Put the images there"),
+    ],
+)
+def test_images_that_lie_elsewhere_are_found(names: Sequence[str], told: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError) as error:
+        FolderSet(tmp_path)
+    says(error, f"no folder images in {tmp_path}", told)
 
 
 def test_two_images_of_one_id(tmp_path: Path) -> None:
@@ -549,6 +643,15 @@ def test_the_options_build_the_set(tiny_set: Path, tmp_path: Path) -> None:
     assert isinstance(data, FolderSet)
     assert (data.name, data.classes) == ("shapes", tiny.CLASSES)
     assert data.ids("val") == tuple(f"val/{id}" for id in tiny.VAL)
+
+
+def test_white_moves_fingerprints_and_the_name_does_not(tiny_set: Path, tmp_path: Path) -> None:
+    root = converted(tiny_set, tmp_path)
+    prints = {
+        option: tiny.pipeline(root, tmp_path, "data=folder", option).fingerprint("classifier")
+        for option in ("data.white=null", "data.white=4095", "data.name=shapes")
+    }
+    assert prints["data.white=null"] == prints["data.name=shapes"] != prints["data.white=4095"]
 
 
 @pytest.mark.slow

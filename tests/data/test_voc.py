@@ -221,6 +221,12 @@ def test_a_missing_split_names_those_there_are(root: Path) -> None:
     with pytest.raises(DataError) as error:
         VocLayout(root, train="train_aug")
     says(error, "'train_aug'", root / "ImageSets/Segmentation/train_aug.txt", "splits there: train, val")
+    for split, name in (("train", "Train"), ("val", "validation")):
+        (root / f"ImageSets/Segmentation/{split}.txt").rename(root / f"ImageSets/Segmentation/{name}.txt")
+    with pytest.raises(DataError) as error:
+        VocLayout(root)
+    says(error, "splits there: Train, validation", "Choose them with data.train=Train data.val=validation")
+    assert VocLayout(root, train="Train", val="validation").ids("validation") == ("b",)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +316,8 @@ def test_sixteen_bits_are_scaled(root: Path) -> None:
     (root / "JPEGImages" / "a.png").unlink()
     Image.fromarray(values).save(root / "JPEGImages" / "a.png")
     assert VocLayout(root).image("a")[0].tolist() == [[0] * 3, [1] * 3, [255] * 3]
+    assert VocLayout(root, white=257).image("a")[0].tolist() == [[0] * 3, [255] * 3, [255] * 3]
+    assert Voc2012(root, white=514).image("a")[0, 1].tolist() == [127] * 3
 
 
 def test_an_image_is_turned_upright(root: Path) -> None:

@@ -211,3 +211,31 @@ def test_a_worker_that_dies_is_named_by_its_image_and_finished_work_is_kept(
     assert not labels.complete
     assert labels.has_mask(tiny.TRAIN[0])
     assert not labels.has_mask(tiny.TRAIN[1])
+
+
+def test_refiners_see_an_image_as_the_classifier_saw_it(own_set: Path, finished: Pipeline):
+    """By the white of the set, not of 16 bits."""
+    id = tiny.TRAIN[0]
+    (own_set / "JPEGImages" / f"{id}.jpg").unlink()
+    path = own_set / "JPEGImages" / f"{id}.png"
+    Image.fromarray(np.full((tiny.HEIGHT, tiny.WIDTH), 4095, np.uint16)).save(path)
+    source = Source(finished.artifact("seeds"), white=4095)
+    assert source.read(id, path, build(finished.config, "refiner")).image.min() == 255
+
+
+@pytest.mark.parametrize("stage", ["labels", "affinity"])
+def test_the_white_of_the_set_reaches_the_refiner(
+    stage: str, tiny_pipeline: MakePipeline, finished: Pipeline, monkeypatch
+):
+    sources: list[Source] = []
+
+    def caught(artifact, refiner, source, paths, **_):
+        sources.append(source)
+        raise KeyboardInterrupt
+
+    pipeline = tiny_pipeline("data.white=4095", "refiner=crf", "upstream=build")
+    monkeypatch.setattr(f"wsss.stages.{stage}.refine_all", caught)
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.make(stage)
+    assert [source.white for source in sources] == [4095]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from wsss.data.images import image_size, read_image, stored_size
-from wsss.errors import DataError
+from wsss.data.images import WHITE, Depth, deep_range, image_size, read_image, stored_size
+from wsss.errors import ConfigError, DataError
 from wsss.types import IGNORE, Sample
 
 
@@ -26,6 +27,37 @@ def existing_root(root: str | Path, name: str, *, remedy: str = "") -> Path:
             f"no data set at {Path(root).absolute()}. Set its folder with data.root=/path/to/{name}{remedy}"
         )
     return Path(root)
+
+
+TRAINING = ("train", "training", "learn", "fit")
+VALIDATION = ("val", "valid", "validation", "test", "testing", "dev", "eval")
+"""What splits are called elsewhere, in any case; the first that is there is meant."""
+
+
+def split_hint(there: Iterable[str], *, train: str, val: str) -> str:
+    """How to choose splits that are called otherwise, as the end of a message.
+
+    Args:
+        there: the splits that the set has.
+        train: the training split that was asked for.
+        val: likewise the validation split.
+
+    >>> split_hint(["Train", "validation"], train="train", val="val")
+    'Choose them with data.train=Train data.val=validation'
+    >>> split_hint(["train", "fold 2"], train="train", val="val")
+    "Choose of those there with data.val=..., or add the split 'val'"
+    """
+    names = list(there)
+    folded = {name.lower().rstrip("0123456789"): name for name in reversed(names)}  # train2017
+    wanted = (("train", train, TRAINING), ("val", val, VALIDATION))
+    missing = [(key, name, words) for key, name, words in wanted if name not in names]
+    found = {key: next((folded[word] for word in words if word in folded), None) for key, _, words in missing}
+    if missing and all(found.values()):
+        which = "them" if len(found) > 1 else "it"
+        return f"Choose {which} with {' '.join(f'data.{key}={shlex.quote(str(name))}' for key, name in found.items())}"
+    options = " ".join(f"data.{key}=..." for key, _, _ in missing)
+    absent = " and ".join(repr(name) for _, name, _ in missing)
+    return f"Choose of those there with {options}, or add the split{'s' * (len(missing) > 1)} {absent}"
 
 
 def read_lines(path: Path) -> list[str]:
@@ -61,8 +93,11 @@ class ImageSet(ABC):
         tag_source: where the tags come from, for reports.
         classes_from: file that lists the classes, for messages.
         splits_from: file that lists each split, for messages.
+        white: the grey value in 1..65535 that becomes 255 in images of more than 8 bits, such as 4095 for 12 bits; None
+            takes 65535. See ``read_image``.
 
     Raises:
+        ConfigError: ``white`` is out of its range.
         DataError: no class, a class twice, background as a class or more than 254 classes; a split without images,
             with an id twice or with an id that has no image; a split of which only a part has masks.
     """
@@ -80,12 +115,18 @@ class ImageSet(ABC):
         tag_source: str,
         classes_from: Path | None = None,
         splits_from: Mapping[str, Path] | None = None,
+        white: int | None = None,
     ) -> None:
+        if white is not None and not 1 <= white <= WHITE:
+            raise ConfigError(
+                f"data.white={white} must be the grey value that becomes 255, from 1 to {WHITE} (4095 for 12 bits)"
+            )
         self.root = Path(root)
         self.name = name
         self.train = train
         self.val = val
         self.tag_source = tag_source
+        self.white = white
         self.classes = tuple(classes)
         self._images = dict(images)
         self._tags: dict[str, tuple[int, ...]] = {}
@@ -144,7 +185,11 @@ class ImageSet(ABC):
 
     def image(self, id: str) -> np.ndarray:
         """The image as ``(H, W, 3)`` uint8 RGB. See ``read_image``."""
-        return read_image(self._images[id])
+        return read_image(self._images[id], white=self.white)
+
+    def depth(self, id: str) -> Depth | None:
+        """What the image uses of its range, where it has more than 8 bits a channel. See ``deep_range``."""
+        return deep_range(self._images[id])
 
     def image_size(self, id: str) -> tuple[int, int]:
         """Width and height of the image as it is seen (EXIF orientation applied), from its header alone."""

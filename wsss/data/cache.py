@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["none", "memory", "disk"]
 
-VERSION = 1
+VERSION = 2
 """Raise it when ``read_image`` gives other pixels for the same file: what was kept before is then not looked at."""
 
 MB = 1_000_000
@@ -70,9 +70,10 @@ def _kept(data: ImageSet, kind: Kind, folder: Path) -> ImageSet:
 class DiskImages:
     """Reads images of ``data`` from one ``.npy`` file each, written when an image is first asked for.
 
-    A file stands for the path, size and time of change of its image, for the version of the decoder, and for nothing
-    else: an image that changes is decoded again, and what was kept of it before is removed. Processes and runs share
-    the files. Files are read, not mapped: a mapped one costs more in page faults than the copy it saves.
+    A file stands for the path, size and time of change of its image, for the set's ``white``, for the version of the
+    decoder, and for nothing else: an image that changes is decoded again, and what was kept of it before is removed.
+    Processes and runs share the files. Files are read, not mapped: a mapped one costs more in page faults than the copy
+    it saves.
 
     Raises:
         ConfigError: what is still to be written is more than the disk has left.
@@ -111,7 +112,8 @@ class DiskImages:
     def _key(self, id: str) -> tuple[str, str]:
         path = self.data.image_path(id)
         name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:24]
-        return name, "-".join(map(str, _stamp(path)))
+        scale = () if self.data.white is None else (f"white{self.data.white}",)
+        return name, "-".join(map(str, (*_stamp(path), *scale)))
 
     def __call__(self, id: str) -> np.ndarray:
         """The image as ``(H, W, 3)`` uint8 RGB; the caller may write into it. See ``read_image``."""

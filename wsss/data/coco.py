@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from wsss.artifacts import UNREADABLE, write_atomically
-from wsss.data.base import ImageSet, read_lines
+from wsss.data.base import ImageSet, read_lines, split_hint
 from wsss.data.download import advice, fetch
 from wsss.data.images import read_mask
 from wsss.errors import DataError
@@ -68,6 +68,7 @@ class CocoSet(ImageSet):
         crowd_tags: whether a class that an image shows as a crowd alone (``iscrowd``) is a tag. True as in multi-label
             classification on COCO, whose loaders take every annotation; such a class has no pixel in the mask.
         download: fetch what is missing. See ``wsss.data.download.fetch``.
+        white: as for ``ImageSet``.
 
     Raises:
         DataError: a folder or file is missing, the JSON file is broken or contradicts itself, both JSON files differ in
@@ -87,6 +88,7 @@ class CocoSet(ImageSet):
         untagged: bool = True,
         crowd_tags: bool = True,
         download: bool = False,
+        white: int | None = None,
     ) -> None:
         self.root = Path(root)
         self.crowd_tags = crowd_tags
@@ -97,6 +99,14 @@ class CocoSet(ImageSet):
                 f"no data set at {self.root.absolute()}. Set its folder with data.root=/path/to/{name}, or "
                 f"{advice('coco2014')}"
             )
+        for split in (train, val):
+            files = self._json(split).parent.glob("instances_*.json")
+            splits = sorted(path.stem.removeprefix("instances_") for path in files)
+            if splits and split not in splits:
+                raise DataError(
+                    f"no split {split!r}: {self._json(split)} is missing (splits there: {', '.join(splits)}). "
+                    f"{split_hint(splits, train=train, val=val)}, or {advice('coco2014')}"
+                )
         self._indexes = {split: open_index(self._json(split), Path(cache)) for split in dict.fromkeys((train, val))}
         classes = self._indexes[train].classes
         if self._indexes[val].classes != classes:
@@ -126,6 +136,7 @@ class CocoSet(ImageSet):
                 split: self._json(split) if path is None else self.root / path for split, path in lists.items()
             },
             tag_source="annotations",
+            white=white,
         )
 
     def _json(self, split: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from wsss.data.base import ImageSet, read_lines
+from wsss.data.base import ImageSet, read_lines, split_hint
 from wsss.data.download import advice, fetch
 from wsss.data.images import UNDECODABLE
 from wsss.errors import ConfigError, DataError
@@ -57,6 +57,7 @@ class DagmSet(ImageSet):
         classes: ``defect``: one class on all textures; ``texture``: a class for each texture's defect, ``defect_1`` to
             ``defect_10``, numbered from 1 in the order of the textures that are read.
         download: look whether the set is there, and say where to get it; it cannot be fetched without a person.
+        white: as for ``ImageSet``.
 
     Raises:
         ConfigError: ``textures`` or ``classes`` is none of those allowed.
@@ -75,12 +76,13 @@ class DagmSet(ImageSet):
         textures: Sequence[int] = TEXTURES,
         classes: str = "defect",
         download: bool = False,
+        white: int | None = None,
     ) -> None:
         if classes not in self.CLASSES:
             raise ConfigError(f"data.classes={classes!r} is unknown. Choose one of: {', '.join(self.CLASSES)}")
         if not textures or len(set(textures)) < len(textures) or not set(textures) <= set(TEXTURES):
             raise ConfigError(f"data.textures={list(textures)} is to name textures of 1..{len(TEXTURES)}, each once")
-        self.root = Path(root)
+        self.root, self.train, self.val = Path(root), train, val
         if download:
             fetch("dagm2007", self.root)
         if not self.root.is_dir():
@@ -109,12 +111,19 @@ class DagmSet(ImageSet):
             images=images,
             splits=splits,
             tag_source="Labels.txt",
+            white=white,
         )
 
     def _folder(self, texture: int, split: str) -> Path:
         folder = self.root / f"Class{texture}" / split
         if not folder.is_dir():
             there = ", ".join(sorted(path.name for path in self.root.glob("Class*"))) or "none"
+            if folder.parent.is_dir():
+                splits = sorted(path.name for path in folder.parent.iterdir() if path.is_dir())
+                raise DataError(
+                    f"no folder {folder} (splits there: {', '.join(splits) or 'none'}). "
+                    f"{split_hint(splits, train=self.train, val=self.val)}"
+                )
             raise DataError(
                 f"no folder {folder} (textures there: {there}). Unpack Class{texture}.zip in {self.root}, or choose "
                 f"others with data.textures=[1,2]"

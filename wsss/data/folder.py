@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from wsss.data.base import ImageSet, existing_root, read_lines
+from wsss.data.base import ImageSet, existing_root, read_lines, split_hint
 from wsss.data.images import IMAGE_SUFFIXES, read_mask
 from wsss.errors import ConfigError, DataError
 
@@ -29,8 +29,11 @@ ANNOTATIONS = "annotations.json"
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
 """Folders of these names alone are no classes."""
 
-UNTAGGED_FOLDERS = ("background", "none", "good")
-"""Names of folders, in any case, whose images have no tag."""
+UNTAGGED = ("background", "none", "good")
+"""Folders and tags of these names, in any case, stand for no class, unless ``classes.txt`` lists them."""
+
+SHOWN = 10
+"""Faults of a source of tags that a message lists; the others are counted."""
 
 COLUMNS = ("image", "tags", "split")
 DELIMITERS = (",", ";", "\t")
@@ -92,6 +95,9 @@ class Files:
 
     def hint(self, name: str) -> str:
         """What a name that is not found may have meant."""
+        for path in self.left_out:
+            if path.relative_to(self.folder).as_posix() in (name, name.removeprefix(f"{self.folder.name}/")):
+                return f" {path.name} is there, but {path.suffix or 'no suffix'} is no kind of image that is read."
         names = {path.relative_to(self.folder).as_posix(): path for path in self.by_id.values()}
         same = [known for known in names if posixpath.splitext(known)[0] == posixpath.splitext(name)[0]]
         folded = {known.lower(): known for known in names if len(names) <= 20_000}  # beyond, it would take seconds
@@ -106,14 +112,15 @@ class FolderSet(ImageSet):
 
         root/images/**/<name>.jpg     also .jpeg, .png, .bmp, .webp, .tif, .gif; the id is the path without suffix
         root/tags.csv                 image,tags[,split]: tags joined by ';', none for an image without any class
-        root/images/<class>/**        or: a folder per class; in background, none or good the images have no tag
+        root/images/<class>/**        or: a folder per class
         root/annotations.json         or: COCO's JSON, of which images, annotations and categories are read
         root/classes.txt              optional, one class name a line, without background
         root/masks/<id>.png           optional, indexed or grey: 0 background, k line k of classes.txt, 255 ignored;
                                       an image without tags needs none where all tagged ones of its split have one
 
     Without ``classes.txt`` the classes are those that the tags name: sorted, or from ``annotations.json`` in the order
-    of their category ids. A class named in ``classes.txt`` may be called good or none, then its folder is that class.
+    of their category ids. Folders, and tags in ``tags.csv``, that are called background, none or good stand for no
+    class, unless ``classes.txt`` lists good or none as one.
 
     ``tags.csv`` is UTF-8 and separated by commas, semicolons or tabs. Where it has the column ``split``, the splits are
     the rows that say ``train`` and ``val``; the images of other splits are left out, which is logged. Else the images
@@ -127,10 +134,11 @@ class FolderSet(ImageSet):
         val: what it says of images that they are measured on.
         val_fraction: share of the images for validation where there is no column ``split``, in (0, 1).
         seed: of that division.
+        white: as for ``ImageSet``.
 
     Raises:
         ConfigError: ``tags`` or ``val_fraction`` is none of those allowed.
-        DataError: a file is missing, cannot be read or contradicts another; the message names the line. See also
+        DataError: a file is missing, cannot be read or contradicts another; the message names the lines. See also
             ``ImageSet``.
     """
 
@@ -146,6 +154,7 @@ class FolderSet(ImageSet):
         val: str = "val",
         val_fraction: float = 0.2,
         seed: int = 0,
+        white: int | None = None,
     ) -> None:
         if tags is not None and tags not in self.TAG_SOURCES:
             raise ConfigError(f"data.tags={tags!r} is unknown. Choose one of: {', '.join(self.TAG_SOURCES)}")
@@ -154,14 +163,18 @@ class FolderSet(ImageSet):
         self.root = existing_root(root, name)
         files = index_images(self.root / "images")
         tags = tags or _tag_source(self.root, files)
+        for name_of in ("classes.txt", "masks"):
+            _refuse_other_case(self.root, name_of)
         class_list = self.root / "classes.txt"
         listed = tuple(read_lines(class_list)) if class_list.is_file() else None
         listing = _READERS[tags](self.root, files, listed)
         if files.left_out:
             log.warning(
-                "%s: %d files that are no images by their name are left out, such as %s",
+                "%s: %d files that are no images by their name are left out (%s), such as %s. Images among them: "
+                "convert them to .png or .jpg",
                 files.folder,
                 len(files.left_out),
+                _suffixes(files.left_out),
                 files.left_out[0].name,
             )
         classes = _classes(listing) if listed is None else listed
@@ -180,6 +193,7 @@ class FolderSet(ImageSet):
             splits=splits,
             splits_from=dict.fromkeys((train, val), listing.origin),
             tag_source=tags,
+            white=white,
         )
 
     def _read_tags(self, id: str) -> tuple[int, ...]:
@@ -222,7 +236,7 @@ def index_images(folder: Path) -> Files:
         DataError: there is no such folder, no image in it, or two images share an id.
     """
     if not folder.is_dir():
-        raise DataError(f"no folder {folder.name} in {folder.parent}. Put the images there")
+        raise DataError(f"no folder {folder.name} in {folder.parent}. {_elsewhere(folder)}")
     found: dict[str, Path] = {}
     left_out: list[Path] = []
     for name, path in _walk(folder):
@@ -234,8 +248,53 @@ def index_images(folder: Path) -> Files:
         else:
             found[id] = path
     if not found:
-        raise DataError(f"no image in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}). Put the images there")
+        remedy = "Put the images there"
+        if left_out:
+            remedy = f"There are {len(left_out)} other files ({_suffixes(left_out)}): convert them to .png or .jpg"
+        raise DataError(f"no image in {folder} (looked for {', '.join(IMAGE_SUFFIXES)}). {remedy}")
     return Files(folder, {id: found[id] for id in sorted(found)}, tuple(sorted(left_out)))
+
+
+def _suffixes(paths: Iterable[Path]) -> str:
+    """The kinds of files by their names, and how many there are of each."""
+    counts = Counter(path.suffix.lower() or "no suffix" for path in paths)
+    return ", ".join(f"{suffix}: {count}" for suffix, count in counts.most_common(5)) + ", ..." * (len(counts) > 5)
+
+
+def _elsewhere(folder: Path) -> str:
+    """What to do where there is no folder of images: where in the root do they lie?"""
+    root = folder.parent
+    if other := _other_case(root, folder.name):
+        return f"There is {other}: rename it to {folder.name}"
+    inside = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
+    classes = [
+        path.name
+        for path in inside
+        if path.is_dir()
+        and path.name != "masks"
+        and any(posixpath.splitext(name)[1].lower() in IMAGE_SUFFIXES for name, _ in _walk(path))
+    ]
+    if classes:
+        named = ", ".join(classes[:5]) + ", ..." * (len(classes) > 5)
+        return f"There are folders of images ({named}): move them into {folder}, so that they are {folder.name}/<class>"
+    loose = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in inside)
+    if loose:
+        return f"There are {loose} images in {root} itself: move them into {folder}"
+    return "Put the images there"
+
+
+def _other_case(root: Path, name: str) -> str | None:
+    """What in ``root`` is called ``name`` up to capital letters, where nothing is called so itself."""
+    names = sorted(path.name for path in root.iterdir())
+    return None if name in names else next((other for other in names if other.lower() == name.lower()), None)
+
+
+def _refuse_other_case(root: Path, name: str) -> None:
+    """Capital letters matter on some disks: what would be passed over there is told instead."""
+    if (root / name).exists():
+        return
+    if other := _other_case(root, name):
+        raise DataError(f"{root} holds {other}, but no {name}. Rename it to {name}")
 
 
 def _index_masks(folder: Path, files: Files) -> dict[str, Path]:
@@ -280,6 +339,8 @@ def _tag_source(root: Path, files: Files) -> str:
         raise DataError(f"{root} holds both {TABLE} and {ANNOTATIONS}. Choose with data.tags=csv or data.tags=json")
     if there:
         return there[0]
+    for name in (TABLE, ANNOTATIONS):
+        _refuse_other_case(root, name)
     if all("/" in id for id in files.by_id):
         return "folders"
     raise DataError(
@@ -316,45 +377,63 @@ def read_table(root: Path, files: Files, listed: Sequence[str] | None = None) ->
 
     Raises:
         DataError: the table is missing, empty, not UTF-8 or has another header; a row has too many or too few fields,
-            no split, background as a tag or names no image; an image has two rows or none.
+            no split, a tag that is no class of ``listed`` or stands for none beside others, or names no image; an image
+            has two rows or none. All such lines are told at once.
     """
     path = root / TABLE
     if not path.is_file():
+        _refuse_other_case(root, TABLE)
         raise DataError(f"no table {path}. Write it with the header image,tags or image,tags,split")
     text = _read_text(path)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
     filled = (values for values in lines if any(value.strip() for value in values))
+    nothing = _untagged(listed)
     rows: dict[str, Row] = {}
     first: dict[str, int] = {}
+    faults: list[str] = []
+    emptied = 0
     try:
         header = [name.strip().lower() for name in next(filled)]
         for values in filled:
-            origin = f"{path}, line {lines.line_num}"
+            number = lines.line_num
             if len(values) != len(header):
-                raise DataError(
-                    f"{origin} has {len(values)} fields, the header {len(header)}. Tags are joined by ';', and a field "
-                    f"that holds the separator of the columns is put in double quotes"
+                faults.append(
+                    f"line {number} has {len(values)} fields, the header {len(header)}. Tags are joined by ';', and a "
+                    f"field that holds the separator of the columns is put in double quotes"
                 )
+                continue
             row = dict(zip(header, (value.strip() for value in values), strict=True))
             id = files.find(row["image"])
             if id is None:
-                raise DataError(
-                    f"{origin} names the image {row['image']!r}, which is not in {files.folder}."
+                faults.append(
+                    f"line {number} names the image {row['image']!r}, which is not in {files.folder}."
                     f"{files.hint(row['image'])} Add the image or remove the line"
                 )
+                continue
             if id in rows:
-                raise DataError(
-                    f"{origin} names the image {row['image']!r} again (first on line {first[id]}). Write one row an "
-                    f"image, with its tags joined by ';'"
+                faults.append(
+                    f"line {number} names the image {row['image']!r} again (first on line {first[id]}). Write one row "
+                    f"an image, with its tags joined by ';'"
                 )
+                continue
             if "split" in row and not row["split"]:
-                raise DataError(f"{origin} names no split. Write train, val, or another name to leave the image out")
-            tags = tuple(dict.fromkeys(tag for part in row["tags"].split(";") if (tag := part.strip())))
-            if "background" in (tag.lower() for tag in tags):
-                raise DataError(f"{origin} has the tag background. Leave tags empty for an image without any class")
-            rows[id], first[id] = Row(tags, row.get("split"), origin), lines.line_num
+                faults.append(f"line {number} names no split. Write train, val, or another name to leave the image out")
+            named = tuple(dict.fromkeys(tag for part in row["tags"].split(";") if (tag := part.strip())))
+            tags = tuple(tag for tag in named if tag.lower() not in nothing)
+            if tags and len(tags) < len(named):
+                word = next(tag for tag in named if tag not in tags)
+                faults.append(
+                    f"line {number} has the tag {word}, which stands for no class, beside {tags[0]!r}. Remove it, or "
+                    f"leave tags empty for an image without any class"
+                )
+            emptied += len(tags) < len(named)
+            if listed:
+                faults += [f"line {number} {_unlisted(tag, listed)}" for tag in tags if tag not in listed]
+            rows[id], first[id] = Row(tags, row.get("split"), f"{path}, line {number}"), number
     except csv.Error as error:
-        raise DataError(f"{path}, line {lines.line_num} cannot be read ({error}). Check the double quotes") from error
+        faults.append(f"line {lines.line_num} cannot be read ({error}). Check the double quotes")
+    if faults:
+        raise DataError(_told(path, faults))
     if not rows:
         raise DataError(f"{path} has no row below its header. Write one row an image")
     missing = [id for id in files.by_id if id not in rows]
@@ -363,7 +442,37 @@ def read_table(root: Path, files: Files, listed: Sequence[str] | None = None) ->
             f"{path} has no row for the image {files.by_id[missing[0]]} ({len(missing)} of {len(files.by_id)} images "
             f"have none). Add a row, with empty tags where the image shows no class, or move the image elsewhere"
         )
+    if emptied:
+        log.warning(
+            "%s: the tag of %d images stands for no class (%s). To learn one that is called so, list it in classes.txt",
+            path, emptied, ", ".join(sorted(nothing)),
+        )  # fmt: skip
     return Listing(rows, path)
+
+
+def _untagged(listed: Sequence[str] | None) -> frozenset[str]:
+    """The names, in lower case, that stand for no class."""
+    return frozenset(UNTAGGED) - {name.lower() for name in listed or ()}
+
+
+def _unlisted(tag: str, classes: Sequence[str]) -> str:
+    """What is wrong with a tag that is no class, and what to do."""
+    same = [name for name in classes if name.lower() == tag.lower()]
+    near = same or difflib.get_close_matches(tag, classes, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return (
+        f"names the class {tag!r}, which is none of the {len(classes)} in classes.txt.{hint} Mend the tag or list the "
+        f"class in classes.txt"
+    )
+
+
+def _told(path: Path, faults: Sequence[str]) -> str:
+    """One fault in a line; several below each other, the first ``SHOWN`` of them."""
+    if len(faults) == 1:
+        return f"{path}, {faults[0]}"
+    rest = len(faults) - SHOWN
+    lines = [*faults[:SHOWN], *([f"... and {rest} more"] if rest > 0 else [])]
+    return "\n  ".join((f"{path} has {len(faults)} faults:", *lines))
 
 
 def _delimiter(path: Path, text: str) -> str:
@@ -373,11 +482,21 @@ def _delimiter(path: Path, text: str) -> str:
         raise DataError(f"{path} is empty. Write the header image,tags or image,tags,split and one row an image")
     for delimiter in DELIMITERS:
         names = [name.strip().strip('"').strip().lower() for name in header.split(delimiter)]
-        if {"image", "tags"} <= set(names) <= set(COLUMNS) and len(set(names)) == len(names):
-            return delimiter
+        if {"image", "tags"} <= set(names):
+            unknown = [name for name in names if name not in COLUMNS]
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if not unknown and not twice:
+                return delimiter
+            near = [name for name in difflib.get_close_matches((unknown or twice)[0], COLUMNS, n=1) if unknown]
+            remedy = f"Rename it to {near[0]!r}" if near and near[0] not in names else "Remove it"
+            what = f"{unknown[0]!r} is unknown" if unknown else f"{twice[0]!r} stands there twice"
+            fault = f": the column {what}. {remedy}"
+            break
+    else:
+        fault = ""
     raise DataError(
-        f"{path} begins with {header[:100]!r}. The header must be image,tags or image,tags,split and nothing else "
-        f"(separated by commas, semicolons or tabs)"
+        f"{path} begins with {header[:100]!r}{fault}. The header must be image,tags or image,tags,split and nothing "
+        f"else (separated by commas, semicolons or tabs)"
     )
 
 
@@ -391,7 +510,7 @@ def read_folders(root: Path, files: Files, listed: Sequence[str] | None = None) 
     if outside:
         raise DataError(
             f"{files.by_id[outside[0]]} lies in no folder named after its class ({len(outside)} of {len(files.by_id)} "
-            f"images do not). Move it into one, or into {files.folder / UNTAGGED_FOLDERS[0]} where it shows none"
+            f"images do not). Move it into one, or into {files.folder / UNTAGGED[0]} where it shows none"
         )
     names = {id.split("/")[0].lower() for id in files.by_id} - {name.lower() for name in listed or ()}
     if names and names <= SPLIT_NAMES:
@@ -399,7 +518,7 @@ def read_folders(root: Path, files: Files, listed: Sequence[str] | None = None) 
             f"the folders of {files.folder} are called {', '.join(sorted(names))}, as splits are, and would be learnt "
             f"as classes. Put images into {files.folder.name}/<class>/, and name splits in {TABLE}"
         )
-    untagged = set(UNTAGGED_FOLDERS) - {name.lower() for name in listed or ()}
+    untagged = _untagged(listed)
     rows = {}
     for id in files.by_id:
         folder = id.split("/")[0]
@@ -503,12 +622,7 @@ def _tag_ids(listing: Listing, classes: Sequence[str]) -> dict[str, tuple[int, .
     for row in listing.rows.values() if classes else ():
         for tag in row.tags:
             if tag not in numbers:
-                near = difflib.get_close_matches(tag, classes, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise DataError(
-                    f"{row.origin} names the class {tag!r}, which is none of the {len(classes)} in classes.txt.{hint} "
-                    f"Mend the tag or list the class in classes.txt"
-                )
+                raise DataError(f"{row.origin} {_unlisted(tag, classes)}")
     return {id: tuple(sorted(numbers.get(tag, 0) for tag in row.tags)) for id, row in listing.rows.items()}
 
 
@@ -531,7 +645,8 @@ def _splits(listing: Listing, *, train: str, val: str, val_fraction: float, seed
     there = ", ".join(f"{split}: {count}" for split, count in sorted(counts.items()))
     for split in (train, val):
         if split not in counts:
-            raise DataError(f"{listing.origin} has no image of the split {split!r} (images there: {there})")
+            hint = split_hint(counts, train=train, val=val)
+            raise DataError(f"{listing.origin} has no image of the split {split!r} (images there: {there}). {hint}")
     others = sorted(counts.keys() - {train, val})
     if others:
         left = sum(counts[split] for split in others)

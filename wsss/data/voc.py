@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from wsss.data.base import ImageSet, existing_root, read_lines
+from wsss.data.base import ImageSet, existing_root, read_lines, split_hint
 from wsss.data.download import advice, fetch
 from wsss.data.images import IMAGE_SUFFIXES, read_mask
 from wsss.errors import ConfigError, DataError
@@ -47,6 +47,7 @@ class VocLayout(ImageSet):
         tags: where image-level tags come from: ``masks`` (classes present in the mask) or ``xml`` (VOC annotations).
         masks: name of the folder of masks below ``root``.
         difficult: with ``tags=xml``, whether objects marked difficult count.
+        white: as for ``ImageSet``.
 
     Raises:
         ConfigError: ``tags`` is neither of the two.
@@ -65,10 +66,12 @@ class VocLayout(ImageSet):
         tags: str = "masks",
         masks: str = "SegmentationClass",
         difficult: bool = True,
+        white: int | None = None,
     ) -> None:
         if tags not in self.TAG_SOURCES:
             raise ConfigError(f"data.tags={tags!r} is unknown. Choose one of: {', '.join(self.TAG_SOURCES)}")
         self.root = existing_root(root, name)
+        self.train, self.val = train, val
         self.mask_folder = self.root / masks
         self.difficult = difficult
         # One listing instead of a look at every file: on a network disk the second takes minutes.
@@ -85,6 +88,7 @@ class VocLayout(ImageSet):
             splits={split: self._read_split(split) for split in (train, val)},
             splits_from={split: self._split_path(split) for split in (train, val)},
             tag_source=tags,
+            white=white,
         )
 
     def _index_images(self) -> dict[str, Path]:
@@ -106,8 +110,11 @@ class VocLayout(ImageSet):
     def _read_split(self, split: str) -> Sequence[str]:
         path = self._split_path(split)
         if not path.is_file():
-            there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-            raise DataError(f"no split {split!r}: {path} is missing (splits there: {there})")
+            there = sorted(file.stem for file in path.parent.glob("*.txt"))
+            raise DataError(
+                f"no split {split!r}: {path} is missing (splits there: {', '.join(there) or 'none'}). "
+                f"{split_hint(there, train=self.train, val=self.val)}"
+            )
         return [line.split()[0] for line in read_lines(path)]
 
     def _image_origin(self, id: str) -> str:
@@ -174,7 +181,7 @@ class Voc2012(VocLayout):
 
     Args:
         root: folder of the set, VOCdevkit/VOC2012.
-        name, train, val, tags, masks, difficult: as for ``VocLayout``.
+        name, train, val, tags, masks, difficult, white: as for ``VocLayout``.
         sbd: folder of SBD.
         sbd_count: how many images ``train_aug`` must have with ``sbd``; None does not check.
         download: fetch what is missing of VOC, and of SBD into ``sbd``. See ``wsss.data.download.fetch``.
@@ -196,6 +203,7 @@ class Voc2012(VocLayout):
         sbd: str | Path | None = None,
         sbd_count: int | None = 10582,
         download: bool = False,
+        white: int | None = None,
     ) -> None:
         if download:
             fetch("voc2012", root)
@@ -210,7 +218,9 @@ class Voc2012(VocLayout):
             )
         self.sbd_count = sbd_count
         self._mat_ids = frozenset(path.stem for path in (self.sbd / "cls").glob("*.mat")) if self.sbd else frozenset()
-        super().__init__(root, name=name, train=train, val=val, tags=tags, masks=masks, difficult=difficult)
+        super().__init__(
+            root, name=name, train=train, val=val, tags=tags, masks=masks, difficult=difficult, white=white
+        )
         if sbd is not None and AUGMENTED not in (train, val):
             log.warning("data.sbd adds no image: it makes the split %s, see data.train", AUGMENTED)
 

@@ -50,7 +50,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     context.upstream["classifier"].read_weights(parts.classifier)
     hand_over_threshold(context, parts.refiner)
     paths = {id: data.image_path(id) for id in ids}
-    source, device = Source(context.upstream["seeds"]), device_of(config.trainer)
+    source, device = Source(context.upstream["seeds"], white=data.white), device_of(config.trainer)
     refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)
     check_confident(context)
     metrics, summary = evaluate(context)  # of the confident labels, which are all that is learnt from

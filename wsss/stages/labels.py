@@ -49,7 +49,7 @@ def run(context: Context, parts: Parts) -> Outcome:
     refine_all(
         context.artifact,
         parts.refiner,
-        Source(context.upstream["seeds"], context.upstream.get("affinity")),
+        Source(context.upstream["seeds"], context.upstream.get("affinity"), white=data.white),
         {id: data.image_path(id) for id in ids},
         workers=context.config.workers,
         device=device_of(context.config.trainer),
@@ -86,10 +86,11 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """Where the scores of an image, and what steps use beside them, are read from."""
+    """Where the scores of an image, and what steps use beside them, are read from; ``white`` is that of the set."""
 
     seeds: Artifact
     affinity: Artifact | None = None
+    white: int | None = None
 
     def read(self, id: str, path: Path, refiner: Refiner) -> Inputs:
         """What ``refiner`` takes, at its working size.
@@ -97,7 +98,7 @@ class Source:
         Raises:
             DataError, CorruptArtifact: a file is missing, broken, or not of this image.
         """
-        image, found = read_image(path), self.seeds.read_seeds(id)
+        image, found = read_image(path, white=self.white), self.seeds.read_seeds(id)
         if image.shape[:2] != found.size:
             raise CorruptArtifact(
                 f"{path} has {image.shape[0]} x {image.shape[1]} pixels, its seeds in {self.seeds.directory} are of "
