@@ -1,15 +1,26 @@
 import pytest
+import timm
+import tiny
 import torch
 from torch import Tensor, nn
 
+from wsss.build import build
+from wsss.cli import CONF
 from wsss.errors import ConfigError
-from wsss.models import Segmenter, weights
-from wsss.models.segmenter import predict_labels
+from wsss.models import SegmentationNetwork, Segmenter, weights
+
+OPTIONS = sorted(path.stem for path in (CONF / "segmenter").glob("*.yaml"))
+SWIN = "swin_tiny_patch4_window7_224"
 
 
 @pytest.fixture(scope="module")
 def network() -> Segmenter:
     return Segmenter(architecture="DeepLabV3Plus", encoder="tu-test_efficientnet", num_labels=4).eval()
+
+
+@pytest.fixture(scope="module")
+def swin() -> SegmentationNetwork:
+    return build(tiny.composed("segmenter=upernet_swin"), "segmenter", num_labels=4, weights=None).eval()
 
 
 class Recorder(nn.Module):
@@ -18,37 +29,6 @@ class Recorder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         self.seen = images
         return images
-
-
-class Pointwise(nn.Module):
-    """Logits that depend on the pixel alone, so that a mirrored image has the mirrored logits."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([torch.zeros_like(images[:, :1]), 4 * images[:, :2] - 2], dim=1)
-
-
-class Leaning(Pointwise):
-    """Prefers label 2 on the right: not symmetric."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
-        logits[:, 2] += torch.linspace(-3, 3, images.shape[-1])
-        return logits
-
-
-class ByWidth(nn.Module):
-    """Gives the same probabilities everywhere, chosen by the width of the view."""
-
-    def __init__(self, probabilities: dict[int, tuple[float, ...]]) -> None:
-        super().__init__()
-        self.probabilities = probabilities
-
-    def forward(self, images: Tensor) -> Tensor:
-        row = torch.tensor(self.probabilities[images.shape[-1]]).log()
-        return row.view(1, -1, 1, 1).expand(len(images), -1, *images.shape[-2:])
-
-
-# --- the network -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(64, 64), (37, 50), (33, 31), (1, 65)])
@@ -110,56 +90,46 @@ def test_weights_that_lack_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
         Segmenter(architecture="DeepLabV3Plus", encoder="tu-test_resnet", num_labels=2, weights="some.pth")
 
 
-# --- prediction --------------------------------------------------------------------------------------------------
+def test_the_outputs_of_a_training_step_are_the_logits(network: Segmenter) -> None:
+    images = torch.rand(2, 3, 33, 40)
+    with torch.no_grad():
+        (output,) = network.training_outputs(images)
+        assert torch.equal(output, network(images))
 
 
-def test_labels_by_hand() -> None:
-    """Logits are (0, 4 r - 2, 4 g - 2): red above one half is label 1, green 2, both low 0."""
-    image = torch.tensor([[[1.0, 0.1, 0.2]], [[0.0, 0.9, 0.2]], [[0.0, 0.0, 0.0]]])
-    labels = predict_labels(Pointwise(), image)
-    assert labels.tolist() == [[1, 2, 0]]
-    assert labels.dtype == torch.uint8
+def test_the_weights_of_swin_reach_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm names the stages of the whole Swin layers.0, those of its feature extractor layers_0."""
+    torch.manual_seed(1)
+    state = timm.create_model(SWIN).state_dict()
+    monkeypatch.setattr(weights, "file_state", {"swin.pth": state}.__getitem__)
+    network = Segmenter(architecture="UPerNet", encoder=f"tu-{SWIN}", num_labels=2, weights="swin.pth")
+    loaded = network.encoder.model.state_dict()
+    assert len(loaded) > 150
+    assert all(torch.equal(tensor, state[name.replace("layers_", "layers.")]) for name, tensor in loaded.items())
 
 
-def test_a_symmetric_network_gains_nothing_from_flips() -> None:
-    image = torch.rand(3, 33, 41)
-    assert torch.equal(predict_labels(Pointwise(), image, flip=True), predict_labels(Pointwise(), image))
+@pytest.mark.parametrize("size", [(64, 64), (97, 130), (224, 224)])
+def test_swin_takes_images_of_any_size(swin: SegmentationNetwork, size: tuple[int, int]) -> None:
+    with torch.no_grad():
+        logits = swin(torch.rand(1, 3, *size))
+    assert logits.shape == (1, 4, *size)
+    assert logits.isfinite().all()
 
 
-def test_with_flips_a_mirrored_image_has_mirrored_labels() -> None:
-    image = torch.rand(3, 40, 33)
-    scales = (0.8, 1.0, 1.5)
-    plain, flipped = (predict_labels(Leaning(), image, scales=scales, flip=flip) for flip in (False, True))
-    assert torch.equal(predict_labels(Leaning(), image.flip(-1), scales=scales, flip=True), flipped.flip(-1))
-    assert not torch.equal(predict_labels(Leaning(), image.flip(-1), scales=scales), plain.flip(-1))
+def test_the_last_stage_of_swin_has_shifted_windows(swin: SegmentationNetwork) -> None:
+    assert [block.shift_size for block in swin.encoder.model.layers_3.blocks] == [(0, 0), (3, 3)]
 
 
-def test_probabilities_are_averaged_over_scales() -> None:
-    """Each sum is beside its line. Averaged logits would be pulled down by the one view that rules a label out."""
-    network = ByWidth({64: (0.6, 0.3, 0.1), 32: (0.05, 0.5, 0.45), 96: (0.001, 0.2, 0.799)})
-    image = torch.rand(3, 64, 64)
-    assert predict_labels(network, image).unique().tolist() == [0]
-    assert predict_labels(network, image, scales=(0.5,)).unique().tolist() == [1]
-    assert predict_labels(network, image, scales=(1.0, 0.5)).unique().tolist() == [1]  # 0.65, 0.8, 0.55
-    assert predict_labels(network, image, scales=(1.0, 0.5, 1.5)).unique().tolist() == [2]  # 0.651, 1.0, 1.349
-    # 1.201, 0.8, 0.999; by logits it would be label 1, since the last view all but rules 0 out
-    assert predict_labels(network, image, scales=(1.0, 1.0, 1.5)).unique().tolist() == [0]
+# --- options ----------------------------------------------------------------------------------------------------------
 
 
-def test_scales_keep_the_size_and_the_place() -> None:
-    image = torch.zeros(3, 40, 60)
-    image[0, :, 30:] = 1
-    labels = predict_labels(Pointwise(), image, scales=(1.0, 0.8, 1.5), flip=True)
-    assert labels.shape == (40, 60)
-    assert not labels[:, :29].any()
-    assert (labels[:, 31:] == 1).all()
-
-
-def test_a_view_has_at_least_32_pixels_a_side() -> None:
-    network = ByWidth({32: (1.0, 0.0)})
-    assert predict_labels(network, torch.rand(3, 40, 40), scales=(0.1,)).shape == (40, 40)
-
-
-def test_no_scale_at_all() -> None:
-    with pytest.raises(ValueError, match="at least one scale"):
-        predict_labels(Pointwise(), torch.rand(3, 40, 40), scales=())
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_gives_logits_at_an_odd_size(name: str) -> None:
+    network = build(tiny.composed(f"segmenter={name}"), "segmenter", num_labels=4, weights=None).eval()
+    assert isinstance(network, SegmentationNetwork)
+    encoder = {id(parameter) for parameter in network.encoder.parameters()}
+    assert 0 < len(encoder) < len(list(network.parameters()))
+    with torch.no_grad():
+        (logits,) = network.training_outputs(torch.rand(1, 3, 50, 67))
+    assert logits.shape == (1, 4, 50, 67)
+    assert logits.isfinite().all()

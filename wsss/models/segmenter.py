@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from inspect import signature
 from typing import Any
 
@@ -17,8 +16,51 @@ from wsss.models import weights as pretrained
 from wsss.models.classifier import IMAGENET_MEAN, IMAGENET_STD
 
 
-class Segmenter(nn.Module):
-    """A network of segmentation-models-pytorch that takes RGB in [0,1] of any size.
+class SegmentationNetwork(nn.Module):
+    """What all segmentation networks share: images are RGB in [0,1] of any size, logits have the size of the image.
+
+    The network normalises the images itself, pads them with zeros at the right and at the bottom to a size that suits
+    its strides, and cuts the logits again.
+
+    Args:
+        mean: of the images that the encoder expects.
+        std: likewise.
+
+    Attributes:
+        step, offset: padded sides leave the remainder ``offset`` when they are divided by ``step``.
+    """
+
+    step, offset = 32, 0
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The pretrained layers, all of them and no other."""
+        raise NotImplementedError
+
+    def dense(self, normalised: Tensor) -> Tensor:
+        """Logits ``(N, C+1, H, W)`` of normalised and padded images ``(N, 3, H, W)``."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, C+1, H, W)`` of ``(N, 3, H, W)`` RGB images in [0,1]."""
+        height, width = images.shape[-2:]
+        missing = (0, (self.offset - width) % self.step, 0, (self.offset - height) % self.step)
+        return self.dense(F.pad((images - self.mean) / self.std, missing))[..., :height, :width]
+
+    def training_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The logits, each ``(N, C+1, H, W)``, over which the loss of a training step is summed."""
+        return (self(images),)
+
+
+class Segmenter(SegmentationNetwork):
+    """A network of segmentation-models-pytorch. Sides are padded to multiples of 32, which its encoders ask for.
 
     Args:
         architecture: a class of segmentation_models_pytorch, for example ``DeepLabV3Plus``.
@@ -31,13 +73,11 @@ class Segmenter(nn.Module):
         ConfigError: unknown architecture or encoder, or weights that are not to be had.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self, *, architecture: str, encoder: str, num_labels: int, weights: str | None = None, **options: object
     ) -> None:
-        super().__init__()
+        mean, std = _statistics(encoder)
+        super().__init__(mean=mean, std=std)
         build = getattr(smp, architecture, None)
         if build is None:
             raise ConfigError(f"segmentation_models_pytorch has no architecture {architecture!r}")
@@ -50,23 +90,15 @@ class Segmenter(nn.Module):
             raise ConfigError(f"{architecture} cannot be built on {encoder}: {error}") from error
         if weights is not None:
             self._load_encoder(encoder, weights)
-        mean, std = _statistics(encoder)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def encoder(self) -> Any:
         """The pretrained part."""
         return self.network.encoder
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, C+1, H, W)`` of ``(N, 3, H, W)`` RGB images in [0,1].
-
-        Sides that are no multiple of 32 are padded with zeros after the normalisation and cut again at the end.
-        """
-        height, width = images.shape[-2:]
-        normalised = F.pad((images - self.mean) / self.std, (0, -width % 32, 0, -height % 32))
-        return self.network(normalised)[..., :height, :width]
+    def dense(self, normalised: Tensor) -> Tensor:
+        """Logits ``(N, C+1, H, W)`` of normalised images ``(N, 3, H, W)`` whose sides are multiples of 32."""
+        return self.network(normalised)
 
     def _load_encoder(self, encoder: str, weights: str) -> None:
         if not encoder.startswith("tu-"):
@@ -80,12 +112,30 @@ class Segmenter(nn.Module):
             state = {name: tensor for name, tensor in state.items() if not name.startswith(("fc.", "classifier."))}
             pretrained.load(self.encoder, state, source=weights)
             return
-        state = pretrained.timm_state(encoder.removeprefix("tu-"), weights)
-        wanted = self.encoder.model.state_dict()
-        missing = [name for name in wanted if name not in state]
-        if missing:
-            raise ConfigError(f"the weights {weights} lack {missing[0]} of the encoder {encoder}")
-        pretrained.load(self.encoder.model, {name: state[name] for name in wanted}, source=weights)
+        load_timm_features(self.encoder.model, encoder, weights)
+
+
+def load_timm_features(model: nn.Module, encoder: str, weights: str) -> None:
+    """Load into a timm feature extractor its share of the weights of the whole network.
+
+    A feature extractor has the layers up to its last feature block. Some have their stages side by side, and name them
+    ``layers_0`` where the whole network has ``layers.0``.
+
+    Args:
+        model: made by timm with ``features_only=True``.
+        encoder: its name, with or without the ``tu-`` of smp.
+        weights: ``bundled``, ``imagenet`` or a path.
+
+    Raises:
+        ConfigError: the weights are not to be had, or do not fit.
+    """
+    state = pretrained.timm_state(encoder.removeprefix("tu-"), weights)
+    state |= {name.replace(".", "_", 1): tensor for name, tensor in state.items()}
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    if missing:
+        raise ConfigError(f"the weights {weights} lack {missing[0]} of the encoder {encoder}")
+    pretrained.load(model, {name: state[name] for name in wanted}, source=weights)
 
 
 def _smp_state(encoder: str) -> pretrained.StateDict:
@@ -98,34 +148,3 @@ def _statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return IMAGENET_MEAN, IMAGENET_STD
     config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
     return (tuple(config.mean), tuple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
-
-
-def predict_labels(
-    network: nn.Module, image: Tensor, *, scales: Sequence[float] = (1.0,), flip: bool = False
-) -> Tensor:
-    """The most probable label of each pixel, averaged over views.
-
-    Args:
-        network: gives logits ``(N, C+1, h, w)`` of ``(N, 3, h, w)`` images.
-        image: ``(3, H, W)`` RGB in [0,1].
-        scales: sizes of the views relative to the image.
-        flip: whether each view is also seen mirrored.
-
-    Returns:
-        ``(H, W)`` uint8 labels.
-    """
-    size = image.shape[-2:]
-    total: Tensor | None = None
-    for scale in scales:
-        view = image[None]
-        if scale != 1:
-            side = [max(32, round(length * scale)) for length in size]
-            view = F.interpolate(view, size=side, mode="bilinear", align_corners=False, antialias=scale < 1)
-        logits = network(torch.cat([view, view.flip(-1)]) if flip else view).float()
-        probabilities = logits.softmax(dim=1)
-        merged = (probabilities[:1] + probabilities[1:].flip(-1)) if flip else probabilities
-        merged = F.interpolate(merged, size=size, mode="bilinear", align_corners=False) if scale != 1 else merged
-        total = merged if total is None else total + merged
-    if total is None:
-        raise ValueError("predict_labels needs at least one scale")
-    return total[0].argmax(dim=0).to(torch.uint8)
