@@ -147,3 +147,26 @@ def test_agrees_with_torchmetrics():
     arguments = (torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
     expected = jaccard(*arguments, num_classes=5, ignore_index=255, average="none").numpy()
     assert np.allclose(iou(confusion.matrix), expected)
+
+
+def test_a_data_set_agrees_with_torchmetrics_and_with_a_loop():
+    """One matrix over images of several sizes; class 5 is nowhere, and torchmetrics' macro mean leaves it out too."""
+    torch = pytest.importorskip("torch")
+    metric = pytest.importorskip("torchmetrics.classification").MulticlassJaccardIndex
+    per_class, macro = (metric(6, average=average, ignore_index=255) for average in ("none", "macro"))
+    confusion = ConfusionMatrix(6)
+    hits, union = np.zeros(6), np.zeros(6)
+    for seed, shape in enumerate([(8, 9), (11, 5), (1, 13), (7, 7)]):
+        truth, prediction = random_labels(seed, shape=shape), random_labels(seed + 50, shape=shape) % 5
+        confusion.update(truth, prediction)
+        for each in (per_class, macro):
+            each.update(torch.from_numpy(prediction).long(), torch.from_numpy(truth).long())
+        for t, p in zip(truth.flat, prediction.flat, strict=True):
+            if t != 255:
+                hits[t] += t == p
+                union[t] += 1
+                union[p] += t != p
+    assert math.isnan(iou(confusion.matrix)[5])
+    assert np.allclose(iou(confusion.matrix)[:5], hits[:5] / union[:5])
+    assert np.allclose(iou(confusion.matrix)[:5], per_class.compute()[:5])
+    assert miou(confusion.matrix) == pytest.approx(macro.compute().item())

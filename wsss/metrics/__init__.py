@@ -1,7 +1,8 @@
-"""Metrics of segmentation (confusion matrix, threshold curve) and of classification (average precision)."""
+"""Metrics of segmentation (confusion matrix, boundaries, threshold curve) and of classification (average precision)."""
 
 from __future__ import annotations
 
+from wsss.metrics.boundary import BoundaryFScore
 from wsss.metrics.classification import average_precision, mean_average_precision
 from wsss.metrics.confusion import (
     ConfusionMatrix,
@@ -19,6 +20,7 @@ from wsss.metrics.confusion import (
 from wsss.metrics.threshold import ThresholdCurve
 
 __all__ = [
+    "BoundaryFScore",
     "ConfusionMatrix",
     "ThresholdCurve",
     "average_precision",
