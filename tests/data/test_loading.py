@@ -118,6 +118,21 @@ def test_shares_are_disjoint_equal_and_of_full_batches(
     assert len(set.union(*shares)) == ranks * length
 
 
+@pytest.mark.parametrize(
+    ("count", "batch_size", "accumulate", "length"),
+    [
+        (8, 2, 2, 8),
+        (7, 2, 2, 4),  # no step of fewer batches than the others
+        (8, 1, 3, 6),
+        (5, 2, 4, 4),  # fewer batches than a step wants: what there is
+        (1, 2, 2, 1),
+    ],
+)
+def test_an_epoch_holds_whole_steps(count: int, batch_size: int, accumulate: int, length: int) -> None:
+    sampler = EpochSampler(count, seed=SEED, batch_size=batch_size, accumulate=accumulate)
+    assert len(list(sampler)) == len(sampler) == length
+
+
 def test_without_distribution_there_is_one_rank() -> None:
     sampler = EpochSampler(4, seed=0, batch_size=2)
     assert (sampler.rank, sampler.ranks) == (0, 1)
@@ -217,6 +232,62 @@ def test_a_later_epoch_does_not_depend_on_the_earlier_ones(data: VocLayout) -> N
     loader = module(data).train_dataloader()
     loader.sampler.set_epoch(1)
     for batch, other in zip(loader, passes(module(data), 2)[1], strict=True):
+        assert torch.equal(batch["image"], other["image"])
+
+
+def test_an_epoch_is_counted_in_batches(data: VocLayout) -> None:
+    source = module(data)
+    assert source.batches == len(source.train_dataloader()) == 2
+    source.accumulate = 2
+    assert source.batches == len(source.train_dataloader()) == 2
+    source = module(data, batch_size=2)
+    source.accumulate = 2
+    assert source.batches == len(source.train_dataloader()) == 2
+    assert module(data, batch_size=20).batches == 1
+
+
+# --- in the middle of an epoch -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("done", [1, 2])
+def test_a_loader_goes_on_behind_the_batches_done(data: VocLayout, workers: int, done: int) -> None:
+    """Those that loader processes have read ahead do not count; the pass after it is whole again."""
+    first, second = passes(module(data, batch_size=2), 2)
+    loader = module(data, batch_size=2, workers=workers).train_dataloader()
+    batches = iter(loader)
+    for _ in range(done):
+        next(batches)
+    state = loader.state_dict()
+    assert state == {"batch": done}
+
+    resumed = module(data, batch_size=2, workers=workers).train_dataloader()
+    resumed.load_state_dict(state)
+    assert len(resumed) == 3
+    rest = list(resumed)
+    assert resumed.state_dict() == {"batch": 0}
+    resumed.sampler.set_epoch(1)
+    for found, expected in ((rest, first[done:]), (list(resumed), second)):
+        assert len(found) == len(expected)
+        for batch, other in zip(found, expected, strict=True):
+            assert torch.equal(batch["image"], other["image"])
+
+
+def test_a_pass_that_goes_on_counts_from_where_it_began(data: VocLayout) -> None:
+    loader = module(data, batch_size=2).train_dataloader()
+    loader.load_state_dict({"batch": 1})
+    batches = iter(loader)
+    next(batches)
+    assert loader.state_dict() == {"batch": 2}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_pass_reads_the_epoch_that_is_set_before_its_first_batch(data: VocLayout, workers: int) -> None:
+    """Lightning makes the iterator of a resumed run first, and tells the epoch later."""
+    loader = module(data, workers=workers).train_dataloader()
+    batches = iter(loader)
+    loader.sampler.set_epoch(1)
+    for batch, other in zip(batches, passes(module(data), 2)[1], strict=True):
         assert torch.equal(batch["image"], other["image"])
 
 

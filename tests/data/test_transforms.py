@@ -207,3 +207,51 @@ def test_views_are_those_of_torchvision(shape: tuple[int, int], scale: tuple[flo
         view, labels = Augment(**options, fill=99)(image, mask, seed=seed)
         assert torch.equal(view, expected)
         assert torch.equal(labels, expected_labels)
+
+
+# --- images that keep their own size -----------------------------------------------------------------------------
+
+
+def test_without_fit_a_crop_is_a_part_of_the_image_as_it_is() -> None:
+    """The colours of a pixel say where it comes from."""
+    image, mask = ramp()
+    places = set()
+    for seed in SEEDS:
+        view, labels = Augment(size=16, scale=(1.0, 1.0), flip=0.0, fit=False)(image, mask, seed=seed)
+        left, top = (int(value) // 4 for value in view[:2, 0, 0])
+        window = slice(top, top + 16), slice(left, left + 16)
+        assert torch.equal(view, to_tensor(image[window]))
+        assert torch.equal(labels, torch.from_numpy(mask[window]))
+        places.add((top, left))
+    assert len(places) > 1
+
+
+def test_without_fit_the_scale_is_one_of_the_image() -> None:
+    """40x60 pixels: half and one and a half of them, whatever the size of the crop."""
+    for size in (16, 321):
+        draw = Augment(size=size, scale=(0.5, 0.5), fit=False).draw(40, 60, seed=0)
+        assert (draw.height, draw.width) == (20, 30)
+        draws = [Augment(size=size, scale=(0.5, 1.5), fit=False).draw(40, 60, seed=seed) for seed in range(200)]
+        widths = [draw.width for draw in draws]
+        assert min(widths) in (30, 31)
+        assert max(widths) in (89, 90)
+        assert all(abs(draw.height - draw.width * 2 / 3) <= 1 for draw in draws)
+
+
+def test_with_fit_large_and_small_images_are_seen_alike() -> None:
+    augment = Augment(size=32, scale=(0.5, 2.0))
+    for seed in SEEDS:
+        assert augment.draw(40, 60, seed=seed) == augment.draw(400, 600, seed=seed)
+
+
+def test_without_fit_an_image_smaller_than_the_crop_is_padded() -> None:
+    image, mask = ramp(20, 24)
+    view, labels = Augment(size=32, scale=(1.0, 1.0), flip=0.0, fit=False)(image, mask, seed=1)
+    assert int((labels == IGNORE).sum()) == 32 * 32 - 20 * 24
+    assert torch.equal((view == 127).all(dim=0), labels == IGNORE)
+
+
+def test_without_fit_a_line_of_pixels_keeps_one() -> None:
+    image, mask = ramp(1, 60)
+    _, labels = Augment(size=16, scale=(0.5, 0.5), fit=False)(image, mask, seed=0)
+    assert int((labels != IGNORE).sum()) == 16

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsss.errors import Diverged
 from wsss.metrics import miou
 from wsss.models import Classifier
+from wsss.training.losses import CrossEntropy
 from wsss.training.schedules import poly
-from wsss.training.shells import ClassifierShell, Recipe, SegmenterShell, Shell, masked_cross_entropy, to_unit
+from wsss.training.shells import ClassifierShell, Recipe, SegmenterShell, Shell, to_unit
 
 RECIPE = Recipe(
     epochs=2,
@@ -53,6 +53,9 @@ class Pixels(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return images * self.scale
 
+    def training_outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self(images),)
+
 
 class ImageMeans(Pixels):
     """The logits of an image are the means of red and green."""
@@ -79,44 +82,7 @@ def logged(shell: Shell) -> dict[str, float]:
     return values
 
 
-# --- losses ------------------------------------------------------------------------------------------------------
-
-
-def test_cross_entropy_by_hand() -> None:
-    """Two pixels count: probabilities 1/2 and 1/4 of the right label; the third is ignored."""
-    logits = torch.tensor([[0.0, 0.0, 9.0], [0.0, math.log(3.0), -9.0]]).view(1, 2, 1, 3)
-    loss = masked_cross_entropy(logits, torch.tensor([[[1, 0, 255]]]))
-    assert loss.item() == pytest.approx((math.log(2) + math.log(4)) / 2)
-
-
-def test_cross_entropy_is_the_mean_over_what_is_not_ignored() -> None:
-    generator = torch.Generator().manual_seed(1)
-    logits = torch.randn(2, 4, 5, 6, generator=generator)
-    labels = torch.randint(0, 4, (2, 5, 6), generator=generator)
-    torch.testing.assert_close(masked_cross_entropy(logits, labels), F.cross_entropy(logits, labels))
-    labels[0, :3] = 255
-    torch.testing.assert_close(masked_cross_entropy(logits, labels), F.cross_entropy(logits, labels, ignore_index=255))
-    known = labels != 255
-    torch.testing.assert_close(
-        masked_cross_entropy(logits, labels), F.cross_entropy(logits.permute(0, 2, 3, 1)[known], labels[known])
-    )
-
-
-def test_a_batch_of_ignored_pixels_teaches_nothing() -> None:
-    """PyTorch's own mean over no pixel is NaN."""
-    logits = torch.randn(1, 3, 2, 2, requires_grad=True)
-    labels = torch.full((1, 2, 2), 255)
-    assert F.cross_entropy(logits, labels, ignore_index=255).isnan()
-    loss = masked_cross_entropy(logits, labels)
-    loss.backward()
-    assert loss.item() == 0
-    assert torch.equal(logits.grad, torch.zeros_like(logits))
-
-
-def test_cross_entropy_of_half_precision_logits_is_taken_in_full() -> None:
-    logits = torch.randn(1, 3, 2, 2, dtype=torch.bfloat16)
-    labels = torch.ones(1, 2, 2, dtype=torch.long)
-    assert masked_cross_entropy(logits, labels).dtype == torch.float32
+# --- steps -------------------------------------------------------------------------------------------------------
 
 
 def test_to_unit() -> None:
@@ -134,16 +100,45 @@ def test_the_loss_of_the_classifier() -> None:
     image[:, 0] = 255
     loss = shell.training_step({"image": image, "tags": torch.ones(1, 2)}, 0)
     assert loss.item() == pytest.approx((math.log1p(math.exp(-1)) + math.log(2)) / 2)
+    shell.on_train_epoch_end()
     assert values == {"train/loss": loss.item()}
 
 
 def test_the_loss_of_the_segmenter() -> None:
-    shell = SegmenterShell(Pixels(), RECIPE, seed=0, truth=None, num_labels=3)
+    shell = SegmenterShell(Pixels(), RECIPE, seed=0, loss=CrossEntropy(), truth=None, num_labels=3)
     values = logged(shell)
     batch = {"image": torch.zeros(1, 3, 2, 2, dtype=torch.uint8), "labels": torch.tensor([[[0, 1], [2, 255]]])}
     loss = shell.training_step(batch, 0)
     assert loss.item() == pytest.approx(math.log(3))
+    shell.on_train_epoch_end()
     assert values == {"train/loss": pytest.approx(math.log(3))}
+
+
+def test_the_mean_loss_of_an_epoch_counts_images_and_lies_in_the_checkpoint() -> None:
+    """Losses 1 and 4 of one and of two images: 3; the next epoch begins anew."""
+    shell, resumed = (attached(ClassifierShell(ImageMeans(), RECIPE, seed=0)) for _ in range(2))
+    values, checkpoint = logged(resumed), {}
+    shell.on_train_epoch_start()
+    shell.checked(torch.tensor(1.0), {"image": torch.zeros(1, 3, 2, 2)})
+    shell.on_save_checkpoint(checkpoint)
+    shell.checked(torch.tensor(9.0), {"image": torch.zeros(1, 3, 2, 2)})
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.checked(torch.tensor(4.0), {"image": torch.zeros(2, 3, 2, 2)})
+    resumed.on_train_epoch_end()
+    assert values == {"train/loss": 3}
+    resumed.on_train_epoch_start()
+    resumed.checked(torch.tensor(5.0), {"image": torch.zeros(2, 3, 2, 2)})
+    resumed.on_train_epoch_end()
+    assert values == {"train/loss": 5}
+
+
+def test_the_loss_is_summed_over_the_outputs_of_the_network() -> None:
+    network = Pixels()
+    network.training_outputs = lambda images: (network(images), 3 * network(images))
+    shell = SegmenterShell(network, RECIPE, seed=0, loss=lambda logits, _: logits.mean(), truth=None, num_labels=3)
+    logged(shell)
+    batch = {"image": torch.full((1, 3, 2, 2), 51, dtype=torch.uint8), "labels": torch.zeros(1, 2, 2)}
+    assert shell.training_step(batch, 0).item() == pytest.approx(0.2 + 0.6)
 
 
 # --- validation --------------------------------------------------------------------------------------------------
@@ -168,7 +163,9 @@ def test_average_precision_of_the_classifier() -> None:
 def test_miou_of_the_segmenter_is_that_of_the_whole_set() -> None:
     """Two images, two labels. Pixels (truth, predicted): (0,0) 3 times, (0,1) 1, (1,1) 2, (255,.) 2."""
     truth = [np.array([[0, 0, 1, 255]], np.uint8), np.array([[0, 0, 1, 255]], np.uint8)]
-    shell = attached(SegmenterShell(Pixels(), RECIPE, seed=0, truth=truth.__getitem__, num_labels=2))
+    shell = attached(
+        SegmenterShell(Pixels(), RECIPE, seed=0, loss=CrossEntropy(), truth=truth.__getitem__, num_labels=2)
+    )
     shell.network.forward = lambda images: images[:, :2]
     values = logged(shell)
     for index, predicted in enumerate(([0, 0, 1, 1], [0, 1, 1, 0])):
@@ -182,7 +179,7 @@ def test_miou_of_the_segmenter_is_that_of_the_whole_set() -> None:
 
 
 def test_a_set_without_masks_is_not_measured() -> None:
-    shell = attached(SegmenterShell(Pixels(), RECIPE, seed=0, truth=None, num_labels=2))
+    shell = attached(SegmenterShell(Pixels(), RECIPE, seed=0, loss=CrossEntropy(), truth=None, num_labels=2))
     values = logged(shell)
     shell.validation_step({"image": torch.zeros(1, 3, 1, 4, dtype=torch.uint8), "index": torch.tensor([0])}, 0)
     shell.on_validation_epoch_end()
@@ -202,6 +199,52 @@ def test_two_groups_with_their_learning_rates() -> None:
     assert (pretrained["lr"], new["lr"]) == (pytest.approx(0.01), pytest.approx(0.1))
     assert (pretrained["momentum"], new["momentum"]) == (0.9, 0.9)
     assert configured["lr_scheduler"]["interval"] == "step"
+
+
+class Biased(nn.Module):
+    """Old and new layers with weights, biases and batch norm, and a parameter that is neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.branches = nn.ModuleList(nn.Conv2d(4, 2, 1, bias=bias) for bias in (True, False))
+
+
+def group_names(recipe: Recipe) -> list[tuple[float, list[str]]]:
+    """Learning rate and names of the parameters of each group."""
+    shell = attached(Shell(Biased(), recipe, seed=0))
+    names = {id(parameter): name for name, parameter in shell.network.named_parameters()}
+    groups = shell.configure_optimizers()["optimizer"].param_groups
+    return [(round(group["lr"], 9), [names[id(p)] for p in group["params"]]) for group in groups]
+
+
+ENCODER = ["encoder.0.weight", "encoder.0.bias", "encoder.1.weight", "encoder.1.bias"]
+
+
+def test_the_groups_of_deeplab() -> None:
+    """1x for the encoder, 10x for new weights, 20x for new biases, of a base rate of 0.01."""
+    assert group_names(replace(RECIPE, encoder_lr_factor=0.1, bias_lr_factor=2.0)) == [
+        (0.01, ENCODER),
+        (0.1, ["scale", "branches.0.weight", "branches.1.weight"]),
+        (0.2, ["branches.0.bias"]),
+    ]
+
+
+def test_without_rates_of_their_own_biases_keep_their_place() -> None:
+    """The order of the parameters is part of every checkpoint."""
+    assert group_names(RECIPE) == [
+        (0.01, ENCODER),
+        (0.1, ["scale", "branches.0.weight", "branches.0.bias", "branches.1.weight"]),
+    ]
+
+
+def test_new_layers_without_biases_make_two_groups() -> None:
+    shell = attached(ClassifierShell(classifier(), replace(RECIPE, bias_lr_factor=2.0), seed=0))
+    assert [group["lr"] for group in shell.configure_optimizers()["optimizer"].param_groups] == [
+        pytest.approx(0.01),
+        pytest.approx(0.1),
+    ]
 
 
 def test_one_schedule_for_both_groups() -> None:

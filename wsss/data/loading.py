@@ -41,14 +41,22 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     Because the epoch travels with the index, a dataset draws the same view of an image whatever the number of
     workers, and a run that resumes at epoch 3 sees what it would have seen without the interruption. Lightning calls
-    ``set_epoch``. The last images are dropped so that every rank has the same number and batches are full.
+    ``set_epoch``. The last images are dropped so that every rank has the same number, and every optimizer step full
+    batches.
+
+    Args:
+        count: images of the split.
+        seed: of the run.
+        batch_size: images of one forward pass.
+        accumulate: forward passes of one optimizer step.
     """
 
-    def __init__(self, count: int, *, seed: int, batch_size: int) -> None:
+    def __init__(self, count: int, *, seed: int, batch_size: int, accumulate: int = 1) -> None:
         self.seed = seed
         self.epoch = 0
         self.count = count
-        self.batch_size = batch_size
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.skip = 0  # images of the next pass that are done already
         self.rank, self.ranks = _rank()
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,12 +65,43 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         share = self.count // self.ranks
-        return max(share - share % self.batch_size, min(share, self.batch_size))
+        units = (self.batch_size * self.accumulate, self.batch_size, 1)
+        return next((share - share % unit for unit in units if share >= unit), 0)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng(stable_seed(self.seed, self.epoch)).permutation(self.count)
-        for index in order[self.rank :: self.ranks][: len(self)]:
+        skip, self.skip = self.skip, 0
+        for index in order[self.rank :: self.ranks][skip : len(self)]:
             yield self.epoch, int(index)
+
+
+class EpochLoader(DataLoader[Batch]):
+    """A loader over an ``EpochSampler`` that can begin in the middle of an epoch.
+
+    Lightning keeps its state in every checkpoint. Its length is that of a whole epoch in any case. A pass begins to
+    read when its first batch is asked for: by then Lightning has told the sampler which epoch it is.
+    """
+
+    start = 0
+    """Batches that the next pass leaves out, because they were trained on before the checkpoint."""
+
+    done = 0
+    """Batches handed out of this epoch, those left out included; what loader processes have read ahead is not."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.done, self.start = self.start, 0
+        self.sampler.skip = self.done * self.batch_size  # type: ignore[attr-defined, operator]
+        for batch in super().__iter__():
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The batches done of the epoch; 0 after its end."""
+        return {"batch": self.done if self.done < len(self) else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Let the next pass begin behind the batches done."""
+        self.start = state_dict["batch"]
 
 
 def _rank() -> tuple[int, int]:
@@ -163,6 +202,9 @@ class DataModule(pl.LightningDataModule):
         workers: loader processes; None takes what the cores allow.
         seed: of the run.
         masks: reads the masks to learn from; None for a classifier.
+
+    Attributes:
+        accumulate: training batches of one optimizer step, of which an epoch holds whole ones; ``fit`` sets it.
     """
 
     def __init__(
@@ -177,41 +219,37 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.data, self.augment, self.batch_size, self.seed, self.masks = data, augment, batch_size, seed, masks
-        self.epoch = 0
+        self.accumulate = 1
         # On two cores a worker process takes from training what it saves in loading.
         self.workers = worker_count(workers, most=min(8, cores() - 2))
 
-    def state_dict(self) -> dict[str, int]:
-        """The epochs done, for a checkpoint. Lightning tells a resumed sampler only when workers have read ahead."""
-        progress: Any = self.trainer.fit_loop.epoch_progress.current if self.trainer else None
-        return {"epoch": progress.processed if progress else self.epoch}
+    @property
+    def batches(self) -> int:
+        """Training batches of an epoch, in each process."""
+        return -(-len(self._sampler()) // self.batch_size)
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin with the epoch after those done."""
-        self.epoch = state_dict["epoch"]
-
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> EpochLoader:
         """Augmented batches: ``image`` uint8, ``tags`` float, and ``labels`` uint8 where masks are learnt from."""
         views = TrainingViews(
             self.data, self.data.ids(self.data.train), augment=self.augment, seed=self.seed, masks=self.masks
         )
-        sampler = EpochSampler(len(views), seed=self.seed, batch_size=self.batch_size)
-        sampler.set_epoch(self.epoch)
-        return self._loader(views, batch_size=self.batch_size, sampler=sampler)
+        return EpochLoader(views, batch_size=self.batch_size, sampler=self._sampler(), **self._options())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Whole images of the validation split, one a batch."""
-        return self._loader(WholeImages(self.data, self.data.ids(self.data.val)), batch_size=1)
+        return DataLoader(WholeImages(self.data, self.data.ids(self.data.val)), batch_size=1, **self._options())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Labels as int64, which losses take. Lightning calls this with every batch that has reached the device."""
         return {**batch, "labels": batch["labels"].long()} if "labels" in batch else batch
 
-    def _loader(self, dataset: Dataset[Batch], **options: object) -> DataLoader[Batch]:
-        return DataLoader(
-            dataset,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,  # type: ignore[arg-type]
-        )
+    def _sampler(self) -> EpochSampler:
+        count = len(self.data.ids(self.data.train))
+        return EpochSampler(count, seed=self.seed, batch_size=self.batch_size, accumulate=self.accumulate)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,28 +50,38 @@ class View(NamedTuple):
 class Augment:
     """Random scale, flip, colour and crop; the mask follows the image in every geometric step.
 
-    The image is resized so that its long side is ``size * U(scale)``, and a ``size`` square is cropped from it at
-    random. Where the image is smaller than the square, the rest is mid-grey ``fill`` in the image and 255 in the mask.
+    The image is resized so that its long side is ``size * U(scale)``, or its own long side times ``U(scale)`` without
+    ``fit``, and a ``size`` square is cropped from it at random. Where the image is smaller than the square, the rest is
+    mid-grey ``fill`` in the image and 255 in the mask.
 
-    Views are those of torchvision's v2 transforms ScaleJitter, RandomHorizontalFlip, ColorJitter and RandomCrop for the
-    same seed, pixel for pixel, at a fraction of the cost: the image stays interleaved until it is resized, the mask is
-    looked up in the square alone, and colours change there alone from the contrast on (whose pivot is the mean of the
-    whole image). bench/data.py measures it.
+    Views are those of torchvision's v2 transforms ScaleJitter (with ``fit``), RandomHorizontalFlip, ColorJitter and
+    RandomCrop for the same seed, pixel for pixel, at a fraction of the cost: the image stays interleaved until it is
+    resized, the mask is looked up in the square alone, and colours change there alone from the contrast on (whose pivot
+    is the mean of the whole image). bench/data.py measures it.
 
     Args:
         size: side of the square crop, in pixels.
-        scale: smallest and largest long side, as multiples of ``size``.
+        scale: smallest and largest long side, as multiples of ``size`` (of the image's own long side without ``fit``).
         flip: probability of a horizontal flip.
         jitter: strength of brightness, contrast and saturation changes (0: none). The hue stays: turning it costs
             more than all the rest.
         fill: grey value of padding; 127 is zero after a normalisation around one half.
+        fit: whether images are fitted into the square before they are scaled, so that large and small ones are seen
+            alike; False keeps their own size, as DeepLab's training does ("crop 321, scales 0.5-1.5").
 
     Raises:
         ConfigError: a setting is out of its range.
     """
 
     def __init__(
-        self, *, size: int, scale: Sequence[float] = (1.0, 1.5), flip: float = 0.5, jitter: float = 0.0, fill: int = 127
+        self,
+        *,
+        size: int,
+        scale: Sequence[float] = (1.0, 1.5),
+        flip: float = 0.5,
+        jitter: float = 0.0,
+        fill: int = 127,
+        fit: bool = True,
     ) -> None:
         if size < 16:
             raise ConfigError(f"augment.size={size} is too small: a crop has at least 16 pixels a side")
@@ -81,6 +92,12 @@ class Augment:
         if jitter < 0:
             raise ConfigError(f"augment.jitter={jitter} must be 0 or more")
         self.size, self.scale, self.flip, self.jitter, self.fill = size, tuple(scale), flip, jitter, fill
+        self.fit = fit
+
+    @property
+    def longest_aspect(self) -> float:
+        """Long side over short side beyond which an image is refused: of its short side nothing would be left."""
+        return self.size * min(1.0, self.scale[0]) if self.fit else math.inf
 
     def __call__(self, image: np.ndarray, mask: np.ndarray | None = None, *, seed: int) -> tuple[Tensor, Tensor | None]:
         """Draw one view.
@@ -99,8 +116,7 @@ class Augment:
             ValueError: the mask is of another size than the image.
         """
         height, width = image.shape[:2]
-        if max(height, width) > self.size * min(1.0, self.scale[0]) * min(height, width):
-            # the short side would shrink to nothing
+        if max(height, width) > self.longest_aspect * min(height, width):
             raise DataError(
                 f"an image of {width}x{height} pixels is too narrow to learn from. Take it out of the split"
             )
@@ -118,8 +134,8 @@ class Augment:
         draw = torch.Generator().manual_seed(seed)
         least, most = self.scale
         scale = least + torch.rand(1, generator=draw) * (most - least)
-        factor = min(self.size / height, self.size / width) * scale
-        height, width = int(height * factor), int(width * factor)
+        factor = min(self.size / height, self.size / width) * scale if self.fit else scale
+        height, width = (max(1, int(length * factor)) for length in (height, width))
         flip = bool(torch.rand(1, generator=draw) < self.flip)
         colours: tuple[tuple[int, float], ...] = ()
         if self.jitter:

@@ -16,6 +16,7 @@ from wsss.build import build
 from wsss.config import TrainerConfig
 from wsss.data import ImageSet
 from wsss.data.cache import cached
+from wsss.errors import ConfigError
 from wsss.tracking import Picture, Tracker
 from wsss.training.shells import Recipe
 
@@ -30,6 +31,7 @@ class Context:
         artifact: where the stage writes.
         upstream: finished artifacts of the stages it needs, by name.
         tracker: where curves and pictures go.
+        trained: a finished artifact of this stage that has its weights: only the test was another.
     """
 
     config: DictConfig
@@ -37,6 +39,7 @@ class Context:
     artifact: Artifact
     upstream: Mapping[str, Artifact]
     tracker: Tracker
+    trained: Artifact | None = None
 
     def cached_data(self) -> ImageSet:
         """The data set for work that reads images again and again: decoded ones are kept as ``cache`` says."""
@@ -71,20 +74,32 @@ def label_names(data: ImageSet) -> tuple[str, ...]:
 
 
 def build_recipe(config: DictConfig, network: str) -> Recipe:
-    """The recipe of ``classifier``, ``affinity`` or ``segmenter``, its optimiser, schedule and augmentation built."""
+    """The recipe of ``classifier``, ``affinity`` or ``segmenter``, its optimiser, schedule and augmentation built.
+
+    Raises:
+        ConfigError: one of them cannot be built, or the schedule refuses its settings.
+    """
     node = f"recipe.{network}"
     values = config.recipe[network]
+    schedule = build(config, f"{node}.schedule")
+    try:
+        schedule(0, 1)
+    except ValueError as error:
+        raise ConfigError(f"{node}.schedule: {error}") from error
     return Recipe(
         optimizer=build(config, f"{node}.optimizer"),
-        schedule=build(config, f"{node}.schedule"),
+        schedule=schedule,
         augment=build(config, f"{node}.augment"),
         keep=values.keep.name,
         **{
             name: values[name]
             for name in (
                 "epochs",
+                "iterations",
                 "batch_size",
+                "accumulate",
                 "encoder_lr_factor",
+                "bias_lr_factor",
                 "frozen_stages",
                 "frozen_batch_norm",
                 "validate_every",

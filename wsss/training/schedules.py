@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
 def poly(step: int, steps: int, *, power: float = 0.9) -> float:
@@ -12,6 +13,26 @@ def poly(step: int, steps: int, *, power: float = 0.9) -> float:
     (1.0, 0.0)
     """
     return max(0.0, 1 - step / steps) ** power
+
+
+def step(step: int, steps: int, *, milestones: Sequence[float], gamma: float = 0.1) -> float:
+    """``gamma`` to the power of the milestones passed (DeepLab-LargeFOV: a tenth from 12k of 16k steps on).
+
+    Args:
+        step: from 0.
+        steps: of the whole training.
+        milestones: fractions of ``steps``, rounded to whole steps, in ascending order.
+        gamma: factor at each milestone.
+
+    Raises:
+        ValueError: milestones that are no fractions or do not ascend.
+
+    >>> [step(at, 16, milestones=(0.75,)) for at in (0, 11, 12, 15)]
+    [1.0, 1.0, 0.1, 0.1]
+    """
+    if list(milestones) != sorted(milestones) or not all(0 < part <= 1 for part in milestones):
+        raise ValueError(f"milestones={list(milestones)} must be fractions of the training in (0, 1], ascending")
+    return float(gamma) ** sum(step >= round(part * steps) for part in milestones)
 
 
 def one_cycle(step: int, steps: int, *, warmup: float = 0.1) -> float:

@@ -19,10 +19,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from wsss.data.loading import Batch, stable_seed
 from wsss.data.transforms import Augment
 from wsss.errors import Diverged
+from wsss.inference import Inference
 from wsss.metrics import ConfusionMatrix, average_precision, mean_average_precision, miou
-from wsss.models import Classifier, Segmenter
-from wsss.models.segmenter import predict_labels
-from wsss.types import IGNORE
+from wsss.models import Classifier, SegmentationNetwork
+from wsss.training.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,18 @@ class Recipe:
     """How a network is trained; ``RecipeConfig`` with its objects built.
 
     Attributes:
+        epochs: passes over the training images; None where ``iterations`` are set.
+        batch_size: images of one forward pass.
         optimizer: called with the parameter groups.
         schedule: (step, total steps) -> factor on the learning rate.
+        encoder_lr_factor: learning rate of pretrained layers, relative to the weights of new ones.
+        iterations: optimizer steps, instead of epochs; the last epoch is cut.
+        accumulate: forward passes of one optimizer step. Their losses are averaged: each batch counts alike, however
+            many of its pixels are ignored.
+        bias_lr_factor: learning rate of the biases of new layers, relative to their weights.
     """
 
-    epochs: int
+    epochs: int | None
     batch_size: int
     optimizer: Callable[[list[dict[str, Any]]], Optimizer]
     schedule: Callable[[int, int], float]
@@ -44,6 +51,9 @@ class Recipe:
     augment: Augment
     keep: str
     validate_every: int
+    iterations: int | None = None
+    accumulate: int = 1
+    bias_lr_factor: float = 1.0
 
 
 class Shell(pl.LightningModule):
@@ -64,25 +74,35 @@ class Shell(pl.LightningModule):
         # channels last makes depthwise convolutions nearly twice as fast on CPUs, and tensor cores happy on GPUs
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed = recipe, seed
+        self._loss, self._images = torch.zeros(()), 0  # of the epoch so far: sum over images, and their number
         for parameter in frozen:
             parameter.requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
-        """Two groups, pretrained and new layers, under one schedule per step."""
+        """Two groups, pretrained and new layers, under one schedule per step.
+
+        Biases of new layers are a third one where they have a learning rate of their own. DeepLab's rates of 1, 10 and
+        20 are ``encoder_lr_factor=0.1`` and ``bias_lr_factor=2`` with the rate of the new weights in the optimiser.
+        """
         pretrained = {id(parameter) for parameter in self.network.encoder.parameters()}
-        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if id(p) in pretrained]},
-            {"params": [p for p in trained if id(p) not in pretrained]},
-        ]
+        trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
+        new = [(name, p) for name, p in trained if id(p) not in pretrained]
+        factors, apart = [self.recipe.encoder_lr_factor, 1.0], self.recipe.bias_lr_factor != 1
+        biases = [p for name, p in new if apart and name.rpartition(".")[2] == "bias"]
+        weights = [p for _, p in new if not any(p is bias for bias in biases)]
+        groups = [{"params": [p for _, p in trained if id(p) in pretrained]}, {"params": weights}]
+        if biases:
+            groups.append({"params": biases})
+            factors.append(self.recipe.bias_lr_factor)
         optimizer = self.recipe.optimizer(groups)
-        optimizer.param_groups[0]["lr"] *= self.recipe.encoder_lr_factor
+        for group, factor in zip(optimizer.param_groups, factors, strict=True):
+            group["lr"] *= factor
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = LambdaLR(optimizer, partial(_factor, schedule=self.recipe.schedule, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def checked(self, loss: Tensor, batch: Batch) -> Tensor:
-        """Log the loss of a batch and return it.
+        """Count the loss of a batch into the mean of the epoch and return it.
 
         Raises:
             Diverged: it is not finite. No checkpoint has been written since it was.
@@ -92,12 +112,31 @@ class Shell(pl.LightningModule):
                 f"the training loss is {loss.item()} in epoch {self.current_epoch + 1}. Lower the learning rate "
                 f"({self.settings}.optimizer.lr)"
             )
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["image"]))
+        images = len(batch["image"])
+        self._loss, self._images = self._loss.to(loss.device) + loss.detach() * images, self._images + images
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Put frozen batch norm into evaluation mode."""
+    def on_train_start(self) -> None:
+        """Put frozen batch norm into evaluation mode: a run that goes on within an epoch does not start that epoch."""
         self._freeze_batch_norm()
+
+    def on_train_epoch_start(self) -> None:
+        """Put frozen batch norm into evaluation mode, and begin the mean of the loss."""
+        self._freeze_batch_norm()
+        self._loss, self._images = torch.zeros(()), 0
+
+    def on_train_epoch_end(self) -> None:
+        """Log the mean loss of the epoch."""
+        self.log("train/loss", self._loss / self._images, on_step=False, on_epoch=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the mean of a half epoch: Lightning would keep nothing of it."""
+        checkpoint["train_loss"] = {"sum": self._loss, "images": self._images}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        if "train_loss" in checkpoint:
+            self._loss, self._images = checkpoint["train_loss"]["sum"], checkpoint["train_loss"]["images"]
 
     def on_train_batch_start(self, _batch: Batch, index: int) -> None:
         """Seed the step."""
@@ -163,7 +202,7 @@ class ClassifierShell(Shell):
 
 
 class SegmenterShell(Shell):
-    """Segmentation: cross entropy over the pixels that are not ignored; dataset mIoU on the validation split.
+    """Segmentation: a loss over the pixels that are not ignored; dataset mIoU on the validation split.
 
     The mIoU along the way sees each image once, as it is; the final one of the stage uses the views of ``evaluation``.
 
@@ -171,51 +210,43 @@ class SegmenterShell(Shell):
         network: the segmenter.
         recipe: how to train it.
         seed: of the run.
+        loss: of logits and labels (:mod:`wsss.training.losses`).
         truth: position in the validation split -> true mask; None where the set has no masks.
         num_labels: C + 1.
     """
 
     metric, settings = "miou", "recipe.segmenter"
-    network: Segmenter
+    network: SegmentationNetwork
 
     def __init__(
         self,
-        network: Segmenter,
+        network: SegmentationNetwork,
         recipe: Recipe,
         *,
         seed: int,
+        loss: Loss,
         truth: Callable[[int], np.ndarray] | None,
         num_labels: int,
     ) -> None:
         super().__init__(network, recipe, seed=seed)
-        self.truth, self.num_labels = truth, num_labels
+        self.loss, self.truth, self.num_labels = loss, truth, num_labels
         self._confusion = ConfusionMatrix(num_labels)
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
         """One step."""
-        loss = masked_cross_entropy(self.network(to_unit(batch["image"])), batch["labels"])
+        outputs = self.network.training_outputs(to_unit(batch["image"]))
+        loss = torch.stack([self.loss(logits, batch["labels"]) for logits in outputs]).sum()
         return self.checked(loss, batch)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """Count one image into the confusion matrix."""
         if self.truth is None:
             return
-        labels = predict_labels(self.network, to_unit(batch["image"][0]))
-        self._confusion.update(self.truth(int(batch["index"])), labels.cpu().numpy())
+        labels = Inference().labels(self.network, to_unit(batch["image"][0]))
+        self._confusion.update(self.truth(int(batch["index"])), labels)
 
     def on_validation_epoch_end(self) -> None:
         """Dataset mIoU from one confusion matrix."""
         if self.truth is not None and not self.trainer.sanity_checking:
             self.log("val/miou", miou(self._confusion.matrix))
         self._confusion = ConfusionMatrix(self.num_labels)
-
-
-def masked_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy averaged over the pixels that are not ignored; zero, with a gradient, where all of them are.
-
-    Args:
-        logits: ``(N, C+1, H, W)``.
-        labels: ``(N, H, W)`` int64, 255 ignored.
-    """
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
-    return total / (labels != IGNORE).sum().clamp(min=1)
