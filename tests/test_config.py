@@ -160,7 +160,7 @@ def test_a_recipe_trains(group: str, name: str):
     assert all(0 <= recipe.schedule(step, 10) <= 1 for step in range(11))
     view, _ = recipe.augment(torch.zeros(40, 50, 3, dtype=torch.uint8).numpy(), seed=0)
     assert view.shape == (3, recipe.augment.size, recipe.augment.size)
-    assert recipe.epochs >= 1
+    assert (recipe.epochs or recipe.iterations) >= 1
     assert recipe.batch_size >= 1
 
 

@@ -635,3 +635,34 @@ def test_with_labels_leaves_the_pipeline_itself_alone(finished: Pipeline):
     assert full.config.labels is Labels.ground_truth
     assert finished.config.labels is Labels.refined
     assert full.fingerprint("classifier") == finished.fingerprint("classifier")
+
+
+def test_what_the_test_alone_reads_does_not_decide_the_weights(tiny_pipeline: MakePipeline):
+    one, other = tiny_pipeline(), tiny_pipeline("evaluation.flip=false", "evaluation.scales=[0.5]")
+    assert one.fingerprint("segmenter") != other.fingerprint("segmenter")
+    assert one.training_fingerprint("segmenter") == other.training_fingerprint("segmenter")
+    longer = tiny_pipeline("recipe.segmenter.epochs=3")
+    assert one.training_fingerprint("segmenter") != longer.training_fingerprint("segmenter")
+
+
+def test_another_test_of_the_first_segmenter_does_not_move_what_it_labels(tiny_pipeline: MakePipeline):
+    one, other = (tiny_pipeline("labels=predicted", f"evaluation.flip={flip}") for flip in ("true", "false"))
+    assert one.fingerprint("teacher") != other.fingerprint("teacher")
+    assert one.fingerprint("relabels") == other.fingerprint("relabels")
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ("recipe.classifier.iterations=null", False),
+        ("recipe.classifier.accumulate=1", False),
+        ("recipe.classifier.accumulate=2", True),
+        ("recipe.classifier.bias_lr_factor=2", True),
+    ],
+)
+def test_keys_that_came_later_move_no_fingerprint_until_they_are_used(
+    change: str, moves: bool, tiny_pipeline: MakePipeline
+):
+    one, other = tiny_pipeline(), tiny_pipeline(change)
+    assert (one.fingerprint("classifier") != other.fingerprint("classifier")) is moves
+    assert "accumulate" not in one.read_config("classifier")["recipe.classifier"]

@@ -100,6 +100,25 @@ def test_headline_numbers(data):
     assert "versions.numpy" in page.text
 
 
+def test_weak_over_full_by_class(data):
+    """0.8 of 0.9, 0.4 of 0.6, and nothing where one of the two is missing."""
+    (table,) = (table for table in re.findall("<table.*?</table>", render_report(data), re.S) if "Weak / full" in table)
+    rows = [re.findall(r">\s*([^<>\s][^<>]*?)\s*<", row) for row in table.split("<tr")]
+    cells = {row[0]: row[-1] for row in rows if row}
+    assert cells["background"] == "88.9"
+    assert cells["cow"] == "66.7"
+    assert "Weak / full" not in render_report(replace(data, ceiling_iou=None))
+
+
+def test_a_round_of_self_training_has_its_own_steps(data):
+    *first, last = data.stages
+    teacher = StageSummary("teacher", "4" * 12, metrics={"miou": 0.47, "pixel_accuracy": 0.9})
+    relabels = StageSummary("relabels", "5" * 12, metrics={"miou": 0.48, "iou": {"cow": 0.43}, "ignored": 0.0})
+    page = Page(render_report(replace(data, stages=[*first, teacher, relabels, last])))
+    for text in ("First segmenter", "47.0 % val mIoU", "Predicted labels", "48.0 % mIoU", "+3.0 points", "43.0"):
+        assert text in page.text
+
+
 def test_pictures(data):
     page = Page(render_report(data))
     # Five columns and two maps by class, then image and prediction, then the empty picture of the viewer.

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from wsss.artifacts import Artifact
 from wsss.cli import CONF
 from wsss.config import register
-from wsss.models import Classifier
+from wsss.models import Classifier, SegmentationNetwork
 from wsss.palette import voc_palette
 from wsss.pipeline import Pipeline
 from wsss.refine import Extras
@@ -137,19 +137,25 @@ class TinyClassifier(Classifier):
         return super().features(images)
 
 
-class TinySegmenter(nn.Module):
+class TinySegmenter(SegmentationNetwork):
     """A full-resolution network of three layers."""
+
+    step = 1
 
     def __init__(
         self, *, num_labels: int, architecture: str = "", encoder: str = "", weights: str | None = None
     ) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(_block(3, 8, 1), _block(8, 8, 1), nn.Dropout2d(0.2))
+        super().__init__(mean=(0.5,) * 3, std=(1.0,) * 3)
+        self.trunk = nn.Sequential(_block(3, 8, 1), _block(8, 8, 1), nn.Dropout2d(0.2))
         self.head = nn.Conv2d(8, num_labels, kernel_size=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    @property
+    def encoder(self) -> nn.Module:
+        return self.trunk
+
+    def dense(self, normalised: Tensor) -> Tensor:
         pause()
-        return self.head(self.encoder(images - 0.5))
+        return self.head(self.trunk(normalised))
 
 
 class Pause:

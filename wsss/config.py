@@ -1,7 +1,7 @@
 """The schema of what code reads from the configuration: a mistyped key fails at composition, not after a night.
 
 Groups that construct an object (``data``, ``classifier``, ``cam``, ``threshold``, ``crf``, ``refiner``, ``affinity``,
-``segmenter``, ``logger``) hold a ``_target_`` instead, whose signature is the schema.
+``segmenter``, ``loss``, ``logger``) hold a ``_target_`` instead, whose signature is the schema.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ class Upstream(Enum):
 
 
 class Labels(Enum):
-    """What the segmenter learns from: the refined seeds, or the true masks (the fully supervised ceiling)."""
+    """What the segmenter learns from.
+
+    The refined seeds; what a first segmenter, which learnt from those, predicts for the training images (one round of
+    self-training); or the true masks (the fully supervised ceiling).
+    """
 
     refined = "refined"
+    predicted = "predicted"
     ground_truth = "ground_truth"
 
 
@@ -50,11 +55,14 @@ class Cache(Enum):
 class RecipeConfig:
     """How a network is trained."""
 
-    epochs: int = MISSING
-    batch_size: int = MISSING
+    epochs: int | None = MISSING  # passes over the training images; null where iterations are set
+    iterations: int | None = None  # optimizer steps, instead of epochs; the last pass is cut
+    batch_size: int = MISSING  # images of one forward pass
+    accumulate: int = 1  # forward passes of one optimizer step, which so learns from batch_size * accumulate images
     optimizer: Any = MISSING  # _partial_: called with the parameter groups
     schedule: Any = MISSING  # _partial_: (step, total steps) -> factor on the learning rate
     encoder_lr_factor: float = 1.0  # learning rate of pretrained layers, relative to new ones
+    bias_lr_factor: float = 1.0  # learning rate of the biases of new layers, relative to their weights
     frozen_stages: int = 0  # the first stages of the encoder that are not trained
     frozen_batch_norm: bool = False  # batch norm keeps its pretrained statistics
     augment: Any = MISSING
@@ -93,14 +101,31 @@ class AffinityConfig:
 
 
 @dataclass
-class EvaluationConfig:
+class InferenceConfig:
+    """How a finished segmenter looks at an image."""
+
+    scales: list[float] = field(default_factory=lambda: [1.0])  # sizes of the views, relative to the image
+    flip: bool = True  # see each view mirrored too
+    window: int | None = None  # pixels of a view: the side of windows that slide over it; null: views go whole
+    overlap: float = 1 / 3  # of neighbouring windows, as a fraction of their side
+    crf: Any = None  # an option of conf/crf/ that refines the segmenter's probabilities; null: none
+
+
+@dataclass
+class EvaluationConfig(InferenceConfig):
     """How results are measured. Thresholds of the labels stage stand in ``refiner``, not here."""
 
     seed_threshold: float = 0.3  # the fixed threshold of the seeds' miou
     seed_percentile: float | None = None  # thresholds relative to this percentile of a map (PaS), not to its maximum
     curve_steps: int = 19  # the curve has this many thresholds, evenly spaced inside (0, 1)
-    scales: list[float] = field(default_factory=lambda: [1.0])  # views of the segmenter's test
-    flip: bool = True
+    tags: bool = False  # the segmenter's test predicts the tags of each image alone (recorded as supervision)
+
+
+@dataclass
+class SelfTrainingConfig(InferenceConfig):
+    """How a first segmenter labels the training images for a second one (``labels=predicted``): with their tags."""
+
+    confidence: float = 0.0  # pixels whose label has a lower probability are not learnt from
 
 
 @dataclass
@@ -113,7 +138,10 @@ class ReportConfig:
 
 @dataclass
 class TrainerConfig:
-    """Where and how training runs: on one device. Only ``precision`` moves a number by design, and is fingerprinted."""
+    """Where and how training runs: on one device. Only ``precision`` moves a number by design, and is fingerprinted.
+
+    Memory format, compilation and devices move results by rounding alone.
+    """
 
     accelerator: str = "auto"
     devices: Any = 1
@@ -121,6 +149,9 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: str = "32-true"
     deterministic: Any = "warn"  # true: an operation that cannot be deterministic (some on GPUs) ends the run
+    channels_last: bool = True  # colours of a pixel side by side in memory: faster on CPUs and tensor cores
+    compile: bool = False  # torch.compile of the network while it trains; pays in long trainings on GPUs
+    checkpoint_every: int | None = 500  # optimizer steps, beside the end of every epoch; null: there alone
 
 
 @dataclass
@@ -150,8 +181,10 @@ class Config:
     refiner: Any = MISSING
     affinity: AffinityConfig = field(default_factory=AffinityConfig)
     segmenter: Any = MISSING
+    loss: Any = MISSING  # of the segmenter: (logits, labels) -> scalar
     recipe: RecipesConfig = field(default_factory=RecipesConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -191,11 +224,19 @@ def _check_values(config: DictConfig) -> None:
     require(config.workers is None or config.workers >= 0, "workers", "0 or more, or null")
     for name in ("classifier", "affinity", "segmenter"):
         recipe, key = config.recipe[name], f"recipe.{name}"
-        require(recipe.epochs >= 1, f"{key}.epochs", "1 or more")
+        if (recipe.epochs is None) == (recipe.iterations is None):
+            raise ConfigError(
+                f"{key}.epochs={recipe.epochs} and {key}.iterations={recipe.iterations}: set one of them, and the "
+                f"other to null"
+            )
+        require(recipe.epochs is None or recipe.epochs >= 1, f"{key}.epochs", "1 or more")
+        require(recipe.iterations is None or recipe.iterations >= 1, f"{key}.iterations", "1 or more")
+        require(recipe.accumulate >= 1, f"{key}.accumulate", "1 or more")
         least = 2 if name == "segmenter" else 1  # batch norm on pooled features needs two values
         require(recipe.batch_size >= least, f"{key}.batch_size", f"{least} or more")
         require(recipe.validate_every >= 1, f"{key}.validate_every", "1 or more")
         require(recipe.encoder_lr_factor >= 0, f"{key}.encoder_lr_factor", "0 or more")
+        require(recipe.bias_lr_factor >= 0, f"{key}.bias_lr_factor", "0 or more")
         require(0 <= recipe.frozen_stages <= 5, f"{key}.frozen_stages", "0 to 5")
     require(
         config.recipe.segmenter.frozen_stages == 0, "recipe.segmenter.frozen_stages", "0: segmenters train all stages"
@@ -205,7 +246,7 @@ def _check_values(config: DictConfig) -> None:
     for key, only in (("frozen_stages", 0), ("frozen_batch_norm", False), ("encoder_lr_factor", 1)):
         require(affinity[key] == only, f"recipe.affinity.{key}", f"{only}: the encoder is frozen as a whole")
     require(config.affinity.radius >= 2, "affinity.radius", "2 or more cells")
-    for key in ("seeds.scales", "evaluation.scales"):
+    for key in ("seeds.scales", "evaluation.scales", "self_training.scales"):
         scales = OmegaConf.select(config, key)
         require(len(scales) > 0 and min(scales) > 0, key, "a list of factors above 0")
     require(config.seeds.stride >= 1, "seeds.stride", "1 or more")
@@ -215,9 +256,16 @@ def _check_values(config: DictConfig) -> None:
     percentile = config.evaluation.seed_percentile
     require(percentile is None or 0 < percentile <= 100, "evaluation.seed_percentile", "above 0 to 100, or null")
     require(config.evaluation.curve_steps >= 1, "evaluation.curve_steps", "1 or more")
+    for key in ("evaluation", "self_training"):
+        window, overlap = config[key].window, config[key].overlap
+        require(window is None or window >= 32, f"{key}.window", "32 or more pixels, or null")
+        require(0 <= overlap < 1, f"{key}.overlap", "0 or more and below 1")
+    require(0 <= config.self_training.confidence <= 1, "self_training.confidence", "from 0 to 1")
     require(min(config.report.worst, config.report.typical) >= 0, "report", "0 or more images of a kind")
     trainer = config.trainer
     require(trainer.precision in PRECISIONS, "trainer.precision", f"one of {', '.join(PRECISIONS)}")
+    every = trainer.checkpoint_every
+    require(every is None or every >= 1, "trainer.checkpoint_every", "1 or more optimizer steps, or null")
     devices = list(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
     single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
     require(single, "trainer.devices", "1, or a list with one device: the stages run on one device as yet")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import reduce
+from functools import cached_property, reduce
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from wsss.console import table
 from wsss.data import ImageSet
 from wsss.data.loading import cores
 from wsss.errors import ConfigError, DataError, MissingArtifact
-from wsss.stages import affinity, classifier, labels, seeds, segmenter, threshold
+from wsss.stages import affinity, classifier, labels, relabels, seeds, segmenter, threshold
 from wsss.stages.context import Context, Outcome, device_of
 from wsss.tracking import TrackerFactory, Trackers
 
@@ -117,6 +117,16 @@ STAGES: dict[str, Stage] = {
         build=labels.build,
         run=labels.run,
     ),
+    "relabels": Stage(
+        script="train_seg.py",
+        version=1,
+        reads=("self_training",),
+        needs=("teacher",),
+        metric="miou",
+        measures=("train",),
+        build=relabels.build,
+        run=relabels.run,
+    ),
     "segmenter": Stage(
         script="train_seg.py",
         version=1,
@@ -125,9 +135,14 @@ STAGES: dict[str, Stage] = {
             "data",
             "labels",
             "segmenter",
+            "loss",
             "recipe.segmenter",
             "evaluation.scales",
             "evaluation.flip",
+            "evaluation.window",
+            "evaluation.overlap",
+            "evaluation.crf",
+            "evaluation.tags",
             "trainer.precision",
         ),
         needs=("labels",),
@@ -138,11 +153,28 @@ STAGES: dict[str, Stage] = {
     ),
 }
 
+TEACHER = "teacher"
+"""What a segmenter that learns from predicted labels builds on: the segmenter stage with ``labels=refined``."""
+
+LEARNT_FROM: dict[Labels, tuple[str, ...]] = {
+    Labels.refined: ("labels",),
+    Labels.predicted: ("relabels",),
+    Labels.ground_truth: (),
+}
+"""What the segmenter needs."""
+
 ASKING = {"labels": "refiner", "affinity": "affinity.labels"}
 """The stages that need the threshold and affinity stages only where their refiner asks for them, and its node."""
 
 NOT_HASHED = frozenset(f"data.{key}" for key in ("root", "name", "sbd", "sbd_count", "download", "cache"))
 """Keys below a stage's ``reads`` that move no number."""
+
+ADDED = {
+    f"recipe.{network}.{key}": value
+    for network in ("classifier", "affinity", "segmenter")
+    for key, value in (("iterations", None), ("accumulate", 1), ("bias_lr_factor", 1), ("augment.fit", True))
+}
+"""Keys that came later, with the values that do what was done before: so set, they move no fingerprint."""
 
 
 class Pipeline:
@@ -180,14 +212,16 @@ class Pipeline:
     def needs(self, stage: str) -> tuple[str, ...]:
         """The stages that ``stage`` reads.
 
-        A segmenter that learns from true masks needs none; labels, and what affinities are learnt from, need a chosen
-        threshold and affinities where their refiner asks for them.
+        What a segmenter needs depends on ``labels``: true masks need none, predicted ones a first segmenter. Labels,
+        and what affinities are learnt from, need a chosen threshold and affinities where their refiner asks for them.
 
         Raises:
             ConfigError: the refiner cannot be built.
         """
-        if stage == "segmenter" and self.config.labels is Labels.ground_truth:
-            return ()
+        if stage == TEACHER:
+            return self.teacher.needs("segmenter")
+        if stage == "segmenter":
+            return LEARNT_FROM[self.config.labels]
         if stage not in ASKING:
             return STAGES[stage].needs
         if stage not in self._asked:
@@ -200,23 +234,49 @@ class Pipeline:
         earlier = (name for need in self.needs(stage) for name in self.order(need))
         return tuple(dict.fromkeys((*earlier, stage)))
 
+    @cached_property
+    def teacher(self) -> Pipeline:
+        """The pipeline whose segmenter is the teacher of this one's."""
+        return self.with_labels(Labels.refined)
+
+    def owner(self, stage: str) -> tuple[Pipeline, str]:
+        """Where a stage is carried out: the pipeline, and its name there."""
+        return (self.teacher, "segmenter") if stage == TEACHER else (self, stage)
+
     def artifact(self, stage: str) -> Artifact:
         """The artifact of ``stage`` for this configuration, made or not."""
+        if stage == TEACHER:
+            return self.teacher.artifact("segmenter")
         return Artifact(Path(self.config.paths.artifacts), stage, self.fingerprint(stage))
 
     def fingerprint(self, stage: str) -> str:
         """hash(stage, its version, the configuration it reads, the split's ids and tags, upstream fingerprints)."""
+        if stage == TEACHER:
+            return self.teacher.fingerprint("segmenter")
         if stage not in self._fingerprints:
-            facts = {
-                "stage": stage,
-                "version": STAGES[stage].version,
-                "config": self.read_config(stage),
-                "data": self.data_facts(),
-                "measured": [self.data.has_masks(getattr(self.data, split)) for split in STAGES[stage].measures],
-                "upstream": {need: self.fingerprint(need) for need in self.needs(stage)},
-            }
-            self._fingerprints[stage] = fingerprint(facts)
+            measured = [self.data.has_masks(getattr(self.data, split)) for split in STAGES[stage].measures]
+            self._fingerprints[stage] = fingerprint(self._facts_of(stage) | {"measured": measured})
         return self._fingerprints[stage]
+
+    def training_fingerprint(self, stage: str) -> str:
+        """What decides the weights of a stage: its fingerprint without what the test alone reads."""
+        pipeline, name = self.owner(stage)
+        facts = pipeline._facts_of(name)
+        facts["config"] = {key: value for key, value in facts["config"].items() if not key.startswith("evaluation.")}
+        return fingerprint(facts)
+
+    def _facts_of(self, stage: str) -> dict[str, Any]:
+        """What a stage computes from. Of a teacher the weights count, not how they were tested."""
+        return {
+            "stage": stage,
+            "version": STAGES[stage].version,
+            "config": self.read_config(stage),
+            "data": self.data_facts(),
+            "upstream": {
+                need: self.training_fingerprint(need) if need == TEACHER else self.fingerprint(need)
+                for need in self.needs(stage)
+            },
+        }
 
     def read_config(self, stage: str) -> dict[str, Any]:
         """The resolved part of the configuration that can move the stage's numbers, by dotted path.
@@ -274,7 +334,7 @@ class Pipeline:
             self._reuse(artifact)
             return artifact
         missing = [name for name in self.order(stage)[:-1] if not self.artifact(name).complete]
-        asked = [name for name in missing if STAGES[name].script != STAGES[stage].script]
+        asked = [name for name in missing if self._stage(name).script != STAGES[stage].script]
         if asked and self.config.upstream is Upstream.require:
             raise MissingArtifact(
                 f"no finished {asked[0]} for this configuration (looked in {self.artifact(asked[0]).directory}).\n"
@@ -302,9 +362,16 @@ class Pipeline:
         self._warn_of_overlap()
         for name in stages:
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
-            parts[name] = STAGES[name].build(self.config, self.data)
+            pipeline, stage = self.owner(name)
+            parts[name] = STAGES[stage].build(pipeline.config, self.data)
         for name in stages:
-            self._run(name, parts.pop(name), trackers.values(), force=name in forced)
+            pipeline, stage = self.owner(name)
+            pipeline._run(stage, parts.pop(name), trackers.values(), force=name in forced)
+            if stage in pipeline.made:
+                self.made.add(name)
+
+    def _stage(self, name: str) -> Stage:
+        return STAGES[self.owner(name)[1]]
 
     def _check_trainer(self) -> None:
         if self.config.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -336,13 +403,13 @@ class Pipeline:
             if force:
                 artifact.set_aside()
             try:
-                self._work(name, parts, trackers)
+                self._work(name, parts, trackers, force=force)
             except BaseException:
                 artifact.restore()  # a forced run that fails costs nothing of what was there
                 raise
             artifact.drop_old()
 
-    def _work(self, name: str, parts: Any, trackers: Iterable[TrackerFactory]) -> None:
+    def _work(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
         stage, artifact = STAGES[name], self.artifact(name)
         artifact.prepare()
         log.info("%s: %s", name, artifact.directory)
@@ -350,12 +417,24 @@ class Pipeline:
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
         with self._tracker(artifact, trackers) as tracker:
             upstream = {need: self.artifact(need) for need in self.needs(name)}
-            outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker), parts)
+            trained = None if force else self._trained(name)
+            outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker, trained), parts)
             metrics = outcome.metrics | (self.ceiling() if name == "segmenter" else {})
             artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
             tracker.log_metrics({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
         self.made.add(name)
         table(f"{name}  {artifact.fingerprint}", outcome.summary)
+
+    def _trained(self, name: str) -> Artifact | None:
+        """A finished segmenter with the weights of this one, which was tested in another way."""
+        if name != "segmenter":
+            return None
+        own, wanted = self.artifact(name), self.training_fingerprint(name)
+        for path in sorted(own.directory.parent.glob("*/manifest.json")):
+            other = Artifact(own.root, name, path.parent.name)
+            if other != own and other.has_weights and other.manifest.get("training") == wanted:
+                return other
+        return None
 
     def ceiling(self) -> dict[str, float]:
         """``ceiling``: the fully supervised mIoU of the same segmenter, where it has been measured; else nothing."""
@@ -388,6 +467,7 @@ class Pipeline:
             "stage": name,
             "version": STAGES[name].version,
             "fingerprint": self.fingerprint(name),
+            **({"training": self.training_fingerprint(name)} if name == "segmenter" else {}),
             "experiment": self.experiment,
             "seed": self.config.seed,
             "supervision": outcome.supervision,
@@ -415,8 +495,12 @@ class Pipeline:
 def _hashable(value: Any, path: str) -> Any:
     """Drop what moves no number; let a file of weights stand for its content and not for its name."""
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if f"{path}.{key}" not in NOT_HASHED}
-        return {key: _hashable(item, f"{path}.{key}") for key, item in kept.items()}
+        paths = {key: f"{path}.{key}" for key in value}
+        return {
+            key: _hashable(item, paths[key])
+            for key, item in value.items()
+            if paths[key] not in NOT_HASHED and not (paths[key] in ADDED and ADDED[paths[key]] == item)
+        }
     if isinstance(value, list):
         return [_hashable(item, path) for item in value]
     if path.endswith(".weights") and isinstance(value, str) and Path(value).is_file():

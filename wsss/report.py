@@ -252,8 +252,8 @@ def _plain(value: object) -> str:
 
 
 def _metrics_by_stage(data: ReportData) -> MetricsByStage:
-    """Metrics by stage; empty for those of the four that did not run."""
-    empty: dict[str, Mapping[str, Any]] = {name: {} for name in ("classifier", "seeds", "labels", "segmenter")}
+    """Metrics by stage; empty for those of ``STEPS`` that did not run."""
+    empty: dict[str, Mapping[str, Any]] = {name: {} for name in STEPS}
     return empty | {stage.name: stage.metrics for stage in data.stages}
 
 
@@ -310,12 +310,25 @@ STEPS = {
         "Seeds pulled to the edges in the image. They stand in for hand-drawn masks when the segmenter is trained. "
         "Same measure, same images as the seeds.",
     ),
+    "teacher": _Step(
+        "First segmenter",
+        "val mIoU",
+        "miou",
+        "Trained on the pseudo-labels. It is used to label the training images once more.",
+    ),
+    "relabels": _Step(
+        "Predicted labels",
+        "mIoU",
+        "miou",
+        "What the first segmenter sees in the training images, of the classes that they are tagged with. The segmenter "
+        "is trained on these. Same measure, same images as the pseudo-labels.",
+    ),
     "segmenter": _Step(
         "Segmenter",
         "val mIoU",
         "miou",
-        "The network one would use: trained on pseudo-labels, needs no tags, and is measured on validation images it "
-        "has not seen. This is the result.",
+        "The network one would use: trained on the labels before it, needs no tags, and is measured on validation "
+        "images it has not seen. This is the result.",
     ),
 }
 SUPERVISED_TEXT = "The same network trained on true masks: the ceiling that weak supervision is compared with."
@@ -338,8 +351,7 @@ def _card(stage: StageSummary, data: ReportData, metrics: MetricsByStage) -> dic
     """One step of the funnel: a number, what it means, and what stands beside it."""
     step = STEPS[stage.name]
     supervised = _fully_supervised(stage)
-    facts = {"classifier": _classifier_facts, "seeds": _seeds_facts, "labels": _labels_facts}
-    make = facts.get(stage.name, _segmenter_facts)
+    make = FACTS[stage.name]
     return {
         "step": step,
         "value": _number(stage.metrics.get(step.key)),
@@ -365,15 +377,28 @@ def _seeds_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
 
 
 def _labels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
-    own = metrics["labels"]
-    miou, seeds = _number(own.get("miou")), _number(metrics["seeds"].get("miou"))
-    threshold = _number(own.get("threshold"))
+    threshold = _number(metrics["labels"].get("threshold"))
     return [
         ("threshold, chosen without masks", None if threshold is None else f"{threshold:.2f}"),
-        ("over the seeds", None if miou is None or seeds is None else f"{100 * (miou - seeds):+.1f} points"),
+        *_mask_facts(metrics["labels"], before=metrics["seeds"], title="over the seeds"),
+    ]
+
+
+def _relabels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    return _mask_facts(metrics["relabels"], before=metrics["labels"], title="over the pseudo-labels")
+
+
+def _mask_facts(own: Mapping[str, Any], *, before: Mapping[str, Any], title: str) -> list[Fact]:
+    miou, other = _number(own.get("miou")), _number(before.get("miou"))
+    return [
+        (title, None if miou is None or other is None else f"{100 * (miou - other):+.1f} points"),
         ("pixels left undecided", _known(own.get("ignored"), " %")),
         ("mIoU without those", _known(own.get("miou_ignored"))),
     ]
+
+
+def _teacher_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
+    return [("pixel accuracy", _known(metrics["teacher"].get("pixel_accuracy"), " %"))]
 
 
 def _segmenter_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
@@ -384,6 +409,16 @@ def _segmenter_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
         ("weak / full", None if ratio is None else f"{_percent(ratio, 0)} %"),
         ("pixel accuracy", _known(own.get("pixel_accuracy"), " %")),
     ]
+
+
+FACTS = {
+    "classifier": _classifier_facts,
+    "seeds": _seeds_facts,
+    "labels": _labels_facts,
+    "teacher": _teacher_facts,
+    "relabels": _relabels_facts,
+    "segmenter": _segmenter_facts,
+}
 
 
 def _known(value: object, suffix: str = "") -> str | None:
@@ -464,8 +499,10 @@ def _class_table(data: ReportData, metrics: MetricsByStage) -> dict[str, Any] | 
         ("Tag AP", metrics["classifier"].get("ap"), metrics["classifier"].get("map")),
         ("Seeds IoU", metrics["seeds"].get("iou"), metrics["seeds"].get("miou")),
         ("Pseudo-label IoU", metrics["labels"].get("iou"), metrics["labels"].get("miou")),
+        ("Predicted-label IoU", metrics["relabels"].get("iou"), metrics["relabels"].get("miou")),
         ("Validation IoU", metrics["segmenter"].get("iou"), metrics["segmenter"].get("miou")),
         ("True-mask IoU", data.ceiling_iou, _ceiling(data, metrics)),
+        ("Weak / full", *_weak_over_full(data, metrics)),
     ]
     columns = [(title, values, mean) for title, values, mean in candidates if values]
     if not columns:
@@ -482,6 +519,15 @@ def _class_table(data: ReportData, metrics: MetricsByStage) -> dict[str, Any] | 
     }
 
 
+def _weak_over_full(data: ReportData, metrics: MetricsByStage) -> tuple[dict[str, float | None] | None, float | None]:
+    """IoU on validation images over that of the same network trained on true masks: by class name, and of the mIoU."""
+    own, full = metrics["segmenter"], data.ceiling_iou
+    if full is None or not own.get("iou"):
+        return None, None
+    ratios = {name: _ratio(_number(value), _number(full.get(name))) for name, value in own["iou"].items()}
+    return ratios, _ratio(_number(own.get("miou")), _ceiling(data, metrics))
+
+
 AREA_TEXTS = {
     "precision": ("precision", "share of what was marked that is right"),
     "recall": ("recall", "share of the objects that was marked"),
@@ -493,7 +539,7 @@ AREA_TEXTS = {
 def _area_table(metrics: MetricsByStage) -> dict[str, Any] | None:
     """Precision, recall and the two kinds of error of seeds and pseudo-labels, or None if none of them is known."""
     known = {name for name in STEPS for key in AREA_TEXTS if _number(metrics[name].get(key)) is not None}
-    stages = [name for name in ("seeds", "labels") if name in known]
+    stages = [name for name in ("seeds", "labels", "relabels") if name in known]
     if not stages:
         return None
     rows = [(*texts, [_number(metrics[name].get(key)) for name in stages]) for key, texts in AREA_TEXTS.items()]

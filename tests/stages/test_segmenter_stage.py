@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import MakePipeline
 from PIL import Image
 
 from wsss.build import build
+from wsss.errors import ConfigError
 from wsss.metrics import ConfusionMatrix, miou
 from wsss.pipeline import Pipeline
 
@@ -62,3 +64,29 @@ def test_true_masks_are_declared(tiny_pipeline: MakePipeline, finished: Pipeline
     tiny.adopt(pipeline, finished, "classifier", "seeds", "labels")
     supervision = pipeline.make("segmenter").manifest["supervision"]
     assert supervision == "image tags (from masks); val masks (checkpoint)"
+
+
+def test_another_test_of_the_same_network_trains_nothing(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline("evaluation.scales=[0.5,1.5]", "evaluation.tags=true")
+    tiny.adopt(pipeline, finished, "classifier", "seeds", "labels")
+    before = finished.artifact("segmenter")
+    shutil.copytree(before.directory, pipeline.artifact("segmenter").directory.parent / before.fingerprint)
+    artifact = pipeline.make("segmenter")
+    assert artifact != before
+    assert artifact.manifest["facts"]["weights_of"] == before.fingerprint
+    assert not artifact.checkpoint.exists()
+    weights = (found.directory / "weights.safetensors" for found in (artifact, before))
+    assert next(weights).read_bytes() == next(weights).read_bytes()
+    assert artifact.manifest["supervision"].endswith("; val image tags (inference)")
+    assert artifact.metrics["boundary_f"] != before.metrics["boundary_f"]
+    for id in tiny.VAL:
+        found = set(np.unique(artifact.read_mask(id, folder="predictions")).tolist())
+        assert found <= {0, *pipeline.data.class_ids(id)}
+
+
+def test_the_crf_of_the_test_is_built_before_the_training(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline("+evaluation.crf._target_=wsss.refine.Nothing")
+    tiny.adopt(pipeline, finished, "classifier", "seeds", "labels")
+    with pytest.raises(ConfigError, match=r"evaluation\.crf"):
+        pipeline.make("segmenter")
+    assert not pipeline.artifact("segmenter").checkpoint.exists()

@@ -21,7 +21,7 @@ from wsss.cams.prototypes import Prototypes
 from wsss.config import Labels
 from wsss.console import table
 from wsss.data.transforms import to_tensor
-from wsss.models.segmenter import predict_labels
+from wsss.inference import inference_of
 from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
 from wsss.stages.context import device_of
 from wsss.stages.segmenter import PREDICTIONS
@@ -38,6 +38,8 @@ HEADLINE = (
     ("seeds", "miou", "seed mIoU, fixed threshold"),
     ("seeds", "miou_best", "seed mIoU, best threshold (picked with masks)"),
     ("labels", "miou", "pseudo-label mIoU"),
+    ("teacher", "miou", "val mIoU before self-training"),
+    ("relabels", "miou", "mIoU of the predicted labels"),
     ("segmenter", "miou", "final val mIoU"),
     ("segmenter", "ceiling", "fully supervised ceiling"),
 )
@@ -58,7 +60,7 @@ PATCH_CELLS = 3
 def write_reports(pipeline: Pipeline, *, headline: bool = False) -> None:
     """Write the page of this experiment, and print where it is.
 
-    A run on true masks also renews the page of its weakly supervised sibling, which now has a ceiling.
+    A run on true masks also renews the pages of its weakly supervised siblings, which now have a ceiling.
 
     Args:
         pipeline: with a finished segmenter.
@@ -66,9 +68,10 @@ def write_reports(pipeline: Pipeline, *, headline: bool = False) -> None:
     """
     path = _write(pipeline)
     if pipeline.config.labels is Labels.ground_truth:
-        weak = pipeline.with_labels(Labels.refined)
-        if weak.artifact("segmenter").complete:
-            _write(weak)
+        for labels in (Labels.refined, Labels.predicted):
+            weak = pipeline.with_labels(labels)
+            if weak.artifact("segmenter").complete:
+                _write(weak)
     if headline:
         _print_headline(pipeline, path)
     else:
@@ -156,7 +159,7 @@ def _choose(pipeline: Pipeline, artifact: Artifact, ids: Sequence[str]) -> tuple
 
 
 def _training_rows(pipeline: Pipeline) -> list[GalleryRow]:
-    data, seeds, labels = pipeline.data, pipeline.artifact("seeds"), pipeline.artifact("labels")
+    data, seeds, labels = pipeline.data, pipeline.artifact("seeds"), pipeline.artifact(pipeline.needs("segmenter")[0])
     chosen, scores = _choose(pipeline, labels, data.ids(data.train))
     predicted = _predict(pipeline, [id for id, _ in chosen])
     rows = []
@@ -263,12 +266,13 @@ def _predict(pipeline: Pipeline, ids: Sequence[str]) -> dict[str, np.ndarray]:
     pipeline.artifact("segmenter").read_weights(network)
     device = device_of(config.trainer)
     network.eval().to(device)
-    settings = config.evaluation
-    return {
-        id: predict_labels(
-            network, to_unit(to_tensor(data.image(id))).to(device), scales=settings.scales, flip=settings.flip
+    inference, found = inference_of(config), {}
+    for id in ids:
+        picture = data.image(id)
+        found[id] = inference.labels(
+            network,
+            to_unit(to_tensor(picture)).to(device),
+            picture=picture,
+            allowed=data.class_ids(id) if inference.tags else None,
         )
-        .cpu()
-        .numpy()
-        for id in ids
-    }
+    return found

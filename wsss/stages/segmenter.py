@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,19 @@ from wsss.build import build as build_node
 from wsss.config import Labels
 from wsss.console import progress
 from wsss.data import DataModule, ImageSet
+from wsss.data.loading import MaskReader
 from wsss.data.transforms import to_tensor
 from wsss.errors import ConfigError
-from wsss.metrics import ConfusionMatrix, image_miou, summarize
+from wsss.inference import Inference, inference_of
+from wsss.metrics import BoundaryFScore, ConfusionMatrix, image_miou, summarize
 from wsss.metrics.confusion import jsonable
-from wsss.models import Segmenter
-from wsss.models.segmenter import predict_labels
+from wsss.models import SegmentationNetwork
 from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags, label_names, pictures
 from wsss.training.fit import fit
+from wsss.training.losses import Loss
 from wsss.training.shells import Recipe, SegmenterShell, to_unit
+
+log = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions"
 """Folder of the artifact with the predicted masks of the validation split."""
@@ -31,8 +36,10 @@ PREDICTIONS = "predictions"
 class Parts:
     """What the configuration of this stage builds."""
 
-    network: Segmenter
+    network: SegmentationNetwork
     recipe: Recipe
+    loss: Loss
+    inference: Inference
 
 
 def build(config: DictConfig, data: ImageSet) -> Parts:
@@ -42,18 +49,43 @@ def build(config: DictConfig, data: ImageSet) -> Parts:
         raise ConfigError(f"labels=ground_truth needs true masks of {data.train}, and {data.root} has none")
     if recipe.keep == "best_val" and not data.has_masks(data.val):
         raise ConfigError(f"recipe.segmenter.keep=best_val needs true masks of {data.val}, and {data.root} has none")
-    return Parts(build_node(config, "segmenter", num_labels=len(data.classes) + 1), recipe)
+    network = build_node(config, "segmenter", num_labels=len(data.classes) + 1)
+    return Parts(network, recipe, build_node(config, "loss"), inference_of(config))
 
 
 def run(context: Context, parts: Parts) -> Outcome:
-    """Train, keep the weights, predict the validation split and measure."""
+    """Train, unless the weights are there; keep them, predict the validation split and measure."""
     config, data, artifact = context.config, context.data, context.artifact
     validation = data.ids(data.val)
-    weak = config.labels is Labels.refined
+    weak = config.labels is not Labels.ground_truth
+    if context.trained is None:
+        train(context, parts, masks=next(iter(context.upstream.values())).read_mask if weak else data.truth)
+    else:
+        log.info("%s: the weights of %s, tested in another way", artifact.stage, context.trained.directory)
+        context.trained.read_weights(parts.network)
+    artifact.write_weights(parts.network)
+
+    metrics, summary = evaluate(context, parts)
+    masks = {"prediction": lambda id: artifact.read_mask(id, folder=PREDICTIONS), "truth": data.mask}
+    context.tracker.log_images("predictions", pictures(data, validation, masks))
+    supervision = image_tags(data) if weak else "train masks"
+    if parts.recipe.keep == "best_val":
+        supervision += "; val masks (checkpoint)"
+    if config.evaluation.tags:
+        supervision += "; val image tags (inference)"
+    facts = {} if context.trained is None else {"weights_of": context.trained.fingerprint}
+    return Outcome(metrics, summary, supervision, facts)
+
+
+def train(context: Context, parts: Parts, *, masks: MaskReader) -> None:
+    """Fit the network to ``masks`` of the training split; it then holds the weights that the recipe keeps."""
+    config, data = context.config, context.data
+    validation = data.ids(data.val)
     shell = SegmenterShell(
         parts.network,
         parts.recipe,
         seed=config.seed,
+        loss=parts.loss,
         truth=(lambda index: data.truth(validation[index])) if data.has_masks(data.val) else None,
         num_labels=len(data.classes) + 1,
     )
@@ -63,40 +95,46 @@ def run(context: Context, parts: Parts) -> Outcome:
         batch_size=parts.recipe.batch_size,
         workers=config.workers,
         seed=config.seed,
-        masks=context.upstream["labels"].read_mask if weak else data.truth,
+        masks=masks,
     )
-    fit(shell, module, artifact, config.trainer, loggers=context.tracker.lightning_loggers)
-    artifact.write_weights(parts.network)
-
-    metrics, summary = evaluate(context, parts.network)
-    masks = {"prediction": lambda id: artifact.read_mask(id, folder=PREDICTIONS), "truth": data.mask}
-    context.tracker.log_images("predictions", pictures(data, validation, masks))
-    supervision = image_tags(data) if weak else "train masks"
-    if parts.recipe.keep == "best_val":
-        supervision += "; val masks (checkpoint)"
-    return Outcome(metrics, summary, supervision)
+    fit(shell, module, context.artifact, config.trainer, loggers=context.tracker.lightning_loggers)
 
 
 @torch.inference_mode()
-def evaluate(context: Context, network: Segmenter) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Predict every validation image, keep the masks, and measure them where there is a truth."""
     config, data, artifact, names = context.config, context.data, context.artifact, label_names(context.data)
     device = device_of(config.trainer)
-    network.eval().to(device)
-    confusion, per_image = ConfusionMatrix(len(names)), {}
+    network, inference = parts.network.eval().to(device), parts.inference
+    confusion, boundary, per_image = ConfusionMatrix(len(names)), BoundaryFScore(len(names)), {}
     for id in progress(data.ids(data.val), "segmenter: evaluation", unit="img"):
-        image = to_unit(to_tensor(data.image(id))).to(device)
-        labels = (
-            predict_labels(network, image, scales=config.evaluation.scales, flip=config.evaluation.flip).cpu().numpy()
+        picture = data.image(id)
+        labels = inference.labels(
+            network,
+            to_unit(to_tensor(picture)).to(device),
+            picture=picture,
+            allowed=data.class_ids(id) if inference.tags else None,
         )
         artifact.write_mask(id, labels, folder=PREDICTIONS)
         truth = data.mask(id)
         if truth is not None:
             confusion.update(truth, labels)
+            boundary.update(truth, labels)
             per_image[id] = jsonable(image_miou(truth, labels, len(names)))
     if not data.has_masks(data.val):
         return {"miou": None, "iou": {}, "images": len(data.ids(data.val))}, [("mIoU", "no masks to measure on")]
     write_json(artifact.directory / "per_image.json", per_image)
-    metrics = {**summarize(confusion.matrix, names), "images": len(per_image)}
+    metrics = {
+        **summarize(confusion.matrix, names),
+        "boundary_f": jsonable(boundary.mean),
+        "boundary_f_per_class": {
+            name: jsonable(value) for name, value in zip(names, boundary.per_class.tolist(), strict=True)
+        },
+        "images": len(per_image),
+    }
     context.tracker.log_table("validation IoU", ["class", "iou"], list(metrics["iou"].items()))
-    return metrics, [(f"mIoU on {data.val}", metrics["miou"]), ("pixel accuracy", metrics["pixel_accuracy"])]
+    return metrics, [
+        (f"mIoU on {data.val}", metrics["miou"]),
+        ("pixel accuracy", metrics["pixel_accuracy"]),
+        ("boundary F-score", metrics["boundary_f"]),
+    ]
