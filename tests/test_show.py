@@ -208,6 +208,13 @@ def test_a_threshold_outlines_a_region(model):
 def test_images_are_resized_to_the_networks_usual_short_side(photo):
     assert show.read_picture(photo, Path("x.png"), 32).image.shape == (32, 48, 3)
     assert show.read_picture(photo, Path("x.png"), None).image.shape == (64, 96, 3)
+
+
+def test_deep_images_are_seen_as_in_training(tmp_path: Path):
+    photo = tmp_path / "deep.png"
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(photo)
+    assert show.read_picture(photo, Path("x.png"), None, white=4095).image.max() == 255
+    assert show.read_picture(photo, Path("x.png"), None).image.max() == 4095 // 257
     assert show.fitted_size(5000, 50, 256) == (1024, 10)
 
 

@@ -389,7 +389,7 @@ def run(arguments: argparse.Namespace) -> None:
     for package in ("onnx", "onnxruntime") if format == "onnx" else ():
         _required(package)
     trained = load_segmenter(arguments.segmenter)
-    picture = None if arguments.image is None else read_image(arguments.image)
+    picture = None if arguments.image is None else read_image(arguments.image, white=trained.white)
     parities = export(
         trained,
         arguments.out,

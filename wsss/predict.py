@@ -102,6 +102,11 @@ class Trained:
         return ("background", *self.classes)
 
     @property
+    def white(self) -> int | None:
+        """Which grey value of deep images is white, as in training (``data.white``)."""
+        return self.manifest["config"].get("data", {}).get("white")
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What tells it from another: a stage that was forced again keeps its fingerprint."""
         return {"fingerprint": self.manifest["fingerprint"], "created": self.manifest["created"]}
@@ -685,7 +690,6 @@ def predict_items(
 ) -> Tally:
     """Predict and keep each image that is not done yet. One that cannot be done is told in the result, not raised."""
     tally, told = Tally(), False
-    white = trained.manifest["config"].get("data", {}).get("white")
     for item in progress(items, "predict", unit="img"):
         labels = results.kept(item)
         if labels is not None:
@@ -693,7 +697,7 @@ def predict_items(
             tally.add(item.image, areas(labels, trained.names))
             continue
         try:
-            picture = read_image(item.path, white=white)
+            picture = read_image(item.path, white=trained.white)
             told = told or _tell_large(item, shrunk_size(picture, max_side), inference, trained.manifest)
             labels, found = predict_image(
                 trained.network,

@@ -80,6 +80,7 @@ class Model:
         shown: the class ids (1..C) that are shown unless somebody asks for others, from probabilities ``(C,)``.
         restore: makes a method ready that has to learn, where that was done before.
         configuration: with a method, by its name in conf/cam.
+        white: the grey value of deep images that is white; None: the largest.
     """
 
     network: Classifier
@@ -91,6 +92,7 @@ class Model:
     shown: Callable[[Tensor], list[int]]
     restore: Callable[[str, CamMethod], None]
     configuration: Callable[[str], DictConfig]
+    white: int | None = None
 
     def name(self, class_id: int) -> str:
         """The first of the synonyms."""
@@ -197,6 +199,7 @@ def trained(overrides: Sequence[str], *, top: int | None) -> Model:
         names=[(name,) for name in pipeline.data.classes],
         first_number=1,
         short_side=None,
+        white=pipeline.data.white,
         probabilities=lambda logits: logits.sigmoid(),
         shown=lambda probabilities: strongest(probabilities, top or max(1, int((probabilities > LIKELY).sum()))),
         restore=restore,
@@ -373,14 +376,14 @@ def panel_paths(images: Sequence[Path], out: Path | None) -> list[Path]:
     return targets
 
 
-def read_picture(path: Path, target: Path, short_side: int | None) -> Picture:
-    """Read an image and resize it as the network wants it.
+def read_picture(path: Path, target: Path, short_side: int | None, *, white: int | None = None) -> Picture:
+    """Read an image, resized and scaled as the network of a ``Model`` wants it.
 
     Raises:
         DataError: the file does not decode.
     """
     try:
-        image = read_image(path)
+        image = read_image(path, white=white)
     except DataError as error:
         raise DataError(f"{path} is no image that can be read ({error.__cause__ or error})") from error
     width, height = fitted_size(image.shape[1], image.shape[0], short_side)
@@ -499,7 +502,10 @@ def show(arguments: argparse.Namespace, overrides: Sequence[str]) -> list[Path]:
         model = trained(overrides, top=arguments.top)
     wanted = list(dict.fromkeys(find_class(name, model) for name in arguments.classes))
     methods = cam_methods(arguments.methods, model)
-    pictures = [read_picture(path, target, model.short_side) for path, target in zip(paths, targets, strict=True)]
+    pictures = [
+        read_picture(path, target, model.short_side, white=model.white)
+        for path, target in zip(paths, targets, strict=True)
+    ]
     for picture in pictures:
         predict(picture, model, wanted)
     learnt = learn(methods, model, pictures) if plain else []
