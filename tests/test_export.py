@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -293,11 +295,58 @@ def test_a_trace_that_froze_a_size_is_found_out(tmp_path, run):
     assert left() == ["artifacts"]
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 40, 32), (1, 3, 32, 40), (2, 3, 32, 32)])
+def test_torchscript_of_one_size_refuses_others(shape, tmp_path, run):
+    """The width that a trace holds as a number would come out wrong, without a word."""
+    segmenter = make_segmenter(tmp_path / "artifacts", {"_target_": "test_export.Stubborn"})
+    assert run(segmenter, "-o", "net.pt", "--size", 32, 32)[0] == 0
+    network = torch.jit.load("net.pt")
+    assert network(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 3, 32, 32)
+    with pytest.raises(torch.jit.Error, match=r"takes images of shape \[1, 3, 32, 32\]"):
+        network(torch.zeros(shape, dtype=torch.uint8))
+
+
+class Scaled(Stubborn):
+    """As DeepLab-v2 with scales, whose sizes a trace freezes."""
+
+    def __init__(self, *, num_labels: int, scales: Sequence[float] = (), **options: Any) -> None:
+        super().__init__(num_labels=num_labels)
+
+
+@pytest.mark.parametrize(("scales", "advice"), [([], "without --dynamic"), ([0.5], "segmenter.scales=[]")])
+def test_sizes_that_a_network_freezes_come_with_what_to_do(scales, advice, tmp_path, run):
+    segmenter = make_segmenter(tmp_path / "artifacts", {"_target_": "test_export.Scaled", "scales": scales})
+    code, said = run(segmenter, "-o", "net.pt", "--size", 32, 32, "--dynamic")
+    assert code == 1
+    assert "Export it without --dynamic" in said
+    assert advice in said
+    assert ("scales" in said) == bool(scales)
+
+
+def test_places_that_cannot_be_written_to(small, run, monkeypatch):
+    Path("file").write_text("mine")
+    code, said = run(small, "-o", "file/net.pt", "--size", 32, 32)
+    assert code == 2
+    assert "file is a file, not a folder" in said
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setitem(export.FORMATS, "torchscript", replace(export.FORMATS["torchscript"], write=full))
+    code, said = run(small, "-o", "net.pt", "--size", 32, 32)
+    assert code == 2
+    assert "net.pt: No space left on device. Free some space" in said
+    assert left() == ["file"]
+
+
 def test_what_cannot_be_exported_as_asked(small, run, monkeypatch):
     assert "name a --format" in run(small, "-o", "net.bin")[1]
     assert "multiples of 32" in run(small, "-o", "net.pt2", "--dynamic", "--size", 100, 64)[1]
     assert "is a folder" in run(small, "-o", ".", "--format", "onnx")[1]
-    assert "does not decode" in run(small, "-o", "net.pt", "--image", "nowhere.png")[1]
+    said = run(small, "-o", "net.pt", "--image", "nowhere.png")[1]
+    assert "does not decode" in said
+    assert "split" not in said
+    assert "a must be a whole number" in run(small, "-o", "net.pt", "--size", "a", 64)[1]
     assert run(small.parent, "-o", "net.pt")[0] == 2
     assert run(small, "-o", "net.pt", "--size", 8, 8)[0] == 2
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
+import shutil
 import tarfile
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -266,6 +269,16 @@ def test_an_image_that_memory_does_not_hold_is_named(segmenter, photos, out, run
     assert list(record_of(out)["failed"]) == ["a.png"]
 
 
+def test_an_image_that_memory_does_not_hold_while_it_is_read_is_named(segmenter, photos, out, run, monkeypatch):
+    def short(path, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(predict, "read_image", short)
+    code, said = run(segmenter, photos, "-o", out)
+    assert code == 1
+    assert "a.png: reading it takes more memory than there is" in said
+
+
 # --- going on, and starting anew --------------------------------------------------------------------------------------
 
 
@@ -287,6 +300,40 @@ def test_finished_images_are_skipped_and_new_or_changed_ones_done(segmenter, pho
     assert tiny.files(out / "masks")["trip/b.png"] == first["trip/b.png"]
 
 
+def test_an_image_that_an_older_file_replaced_is_done_again(segmenter, photos, out, run):
+    run(segmenter, photos, "-o", out)
+    older = (out / "masks" / "a.png").stat().st_mtime - 1000
+    paint(photos / "a.png", (GREEN,))
+    os.utime(photos / "a.png", (older, older))
+    run(segmenter, photos, "-o", out)
+    assert (record_of(out)["predicted"], record_of(out)["reused"]) == (1, 1)
+    assert (labels_of(out / "masks" / "a.png") == 2).all()
+
+
+def test_files_of_an_earlier_state_of_an_image_do_not_stay(segmenter, photos, out, run):
+    run(segmenter, photos, "-o", out)
+    before = (out / "overlays" / "a.jpg").read_bytes()
+    paint(photos / "a.png", (GREEN,))
+    os.utime(photos / "a.png", (1, 1))
+    run(segmenter, photos, "-o", out, "--no-overlays")
+    run(segmenter, photos, "-o", out)
+    assert (out / "overlays" / "a.jpg").read_bytes() != before
+
+
+def test_a_line_that_was_cut_off_costs_its_image_alone(segmenter, photos, out, run):
+    paint(photos / 'a, "b".png', (BLUE,))
+    run(segmenter, photos, "-o", out)
+    lines = (out / "done.csv").read_bytes()
+    assert lines.count(b"\n") == 3
+    (out / "done.csv").write_bytes(lines[: lines.rindex(b",")])
+    for predicted in (1, 0):
+        assert run(segmenter, photos, "-o", out)[0] == 0
+        assert (record_of(out)["predicted"], record_of(out)["reused"]) == (predicted, 3 - predicted)
+    (out / "done.csv").unlink()
+    run(segmenter, photos, "-o", out)
+    assert record_of(out)["predicted"] == 3
+
+
 @pytest.mark.parametrize("lost", ["overlays/a.jpg", "masks/a.png"])
 def test_an_image_without_one_of_its_files_is_done_again(lost, segmenter, photos, out, run):
     run(segmenter, photos, "-o", out)
@@ -303,6 +350,8 @@ def test_other_settings_are_refused_until_overwritten(segmenter, photos, out, ru
     assert code == 2
     assert "scales [1.0] there, [1.0, 2.0] now" in said
     assert tiny.files(out) == before
+    said = run(segmenter, photos, "-o", out, "--crf", "deeplab")[1]
+    assert "of other settings (crf none there, deeplab now)" in said
     assert run(segmenter, photos / "a.png", "-o", out, "--scales", 1, 2, "--overwrite")[0] == 0
     assert sorted(tiny.files(out / "masks")) == ["a.png"]  # those of the old settings are gone
 
@@ -332,6 +381,50 @@ def test_results_beside_the_images_are_not_taken_for_images(segmenter, photos, r
         assert (record_of(photos)["images"], record_of(photos)["reused"]) == (2, reused)
 
 
+def test_results_of_another_run_are_not_taken_for_images(segmenter, photos, run):
+    assert run(segmenter, photos, "-o", photos / "run1")[0] == 0
+    code, said = run(segmenter, photos, "-o", photos / "run2")
+    assert code == 0
+    assert record_of(photos / "run2")["images"] == 2
+    assert "the results of earlier runs are left out" in said
+    assert str(photos / "run1") in said
+    paint(photos / "masks" / "venice.png", (RED,))  # nobody's results
+    assert run(segmenter, photos, "-o", photos / "run3")[0] == 0
+    assert record_of(photos / "run3")["images"] == 3
+    assert run(segmenter, photos / "run1" / "masks", "-o", photos / "run4")[0] == 0  # asked for
+    assert record_of(photos / "run4")["images"] == 2
+
+
+def test_paths_are_resolved_once_a_folder(tmp_path, monkeypatch):
+    for number in range(20):
+        paint(tmp_path / "photos" / f"{number}.png", (RED,))
+    asked = []
+    original = Path.resolve
+    monkeypatch.setattr(Path, "resolve", lambda path, strict=False: asked.append(path) or original(path, strict))
+    assert len(predict.find_items([tmp_path / "photos"], tmp_path / "out")) == 20
+    assert len(asked) == 2  # the folder and the place of the results
+
+
+@pytest.mark.parametrize("place", ["file", "file/out", "file/far/out"])
+def test_a_file_where_results_should_go(place, segmenter, photos, tmp_path, run):
+    (tmp_path / "file").write_text("mine")
+    code, said = run(segmenter, photos, "-o", tmp_path / place)
+    assert code == 2
+    assert f"{tmp_path / 'file'} is a file" in said
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("number", "advice"), [(errno.ENOSPC, "Free some space"), (errno.EACCES, "Allow it")])
+def test_what_the_system_refuses_is_told(number, advice, segmenter, photos, out, run, monkeypatch):
+    def refuse(content: bytes, path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(predict, "_write", refuse)
+    code, said = run(segmenter, photos, "-o", out)
+    assert code == 2
+    assert f"{out}: {os.strerror(number)}. {advice}" in said
+
+
 # --- tags -------------------------------------------------------------------------------------------------------------
 
 
@@ -344,10 +437,42 @@ def test_tags_restrict_the_labels_and_are_declared(segmenter, photos, out, run):
     assert (labels_of(out / "masks" / "a.png") == 0).all()  # red may not come out
     assert labels_of(out / "masks" / "trip" / "b.png")[0].tolist() == [0] * 30 + [3] * 10
     assert record_of(out)["supervision"] == "image tags (from masks); at prediction: image tags (tags.csv)"
+
+
+def test_images_whose_tags_changed_are_done_again(segmenter, photos, out, run):
+    Path("tags.csv").write_text("image,tags\na.png,green\ntrip/b,blue\n")
+    run(segmenter, photos, "-o", out, "--tags", "tags.csv")
+    Path("tags.csv").write_text("image,tags\nanother,red\na.png,green\ntrip/b,blue\n")
+    code, said = run(segmenter, photos, "-o", out, "--tags", "tags.csv")
+    assert (code, record_of(out)["reused"]) == (0, 2), said
+    assert "another tags file" not in said
     Path("tags.csv").write_text("image,tags\na.png,red\ntrip/b,blue\n")
     code, said = run(segmenter, photos, "-o", out, "--tags", "tags.csv")
+    assert (code, record_of(out)["predicted"], record_of(out)["reused"]) == (0, 1, 1)
+    assert "another tags file: 1 images" in said
+    assert labels_of(out / "masks" / "a.png")[0].tolist() == [1] * 20 + [0] * 20
+    code, said = run(segmenter, photos, "-o", out)
     assert code == 2
-    assert "tags sha256" in said
+    assert "other settings (tags given there, not given now)" in said
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_are_the_same_in_other_code_points(form, segmenter, tmp_path, out, run):
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    name = unicodedata.normalize(form, "été.png")
+    paint(tmp_path / "photos" / name, (RED, BLACK))
+    Path("tags.csv").write_text(unicodedata.normalize(other, "image,tags\nété.png,red\n"), encoding="utf-8")
+    Path("ids.txt").write_text(unicodedata.normalize(other, "été\n"), encoding="utf-8")
+    code, said = run(segmenter, tmp_path / "photos", "-o", out, "--tags", "tags.csv", "--ids", "ids.txt")
+    assert code == 0, said
+    assert [path.name for path in (out / "masks").iterdir()] == [name]
+
+
+def test_semicolons_between_columns_and_tags(segmenter, photos, out, run):
+    Path("tags.csv").write_text('image;tags\na.png;red\ntrip/b;"green;blue"\n')
+    code, said = run(segmenter, photos, "-o", out, "--tags", "tags.csv")
+    assert code == 0, said
+    assert labels_of(out / "masks" / "trip" / "b.png")[0].tolist() == [2] * 30 + [3] * 10
 
 
 @pytest.mark.parametrize(
@@ -356,6 +481,10 @@ def test_tags_restrict_the_labels_and_are_declared(segmenter, photos, out, run):
         ("image,tags\na.png,redd\n", "line 2 has the unknown tag 'redd'. Did you mean red?"),
         ("image,tags\na.png,red\n", "no row for 1 of 2 images: trip/b.png"),
         ("image,tags\na,red\na.png,red\n", "line 3 names the image a.png again"),
+        ("image;tags\na.png;red\ntrip/b;green;blue\n", "line 3 has 3 fields, the header 2. Tags are joined by ';'"),
+        ("image,tags\na.png,red\nother,red,blue\ntrip/b,\n", "line 3 has 3 fields, the header 2"),
+        ("image,tags\na.png,red\ntrip/b\n", "line 3 has 1 fields, the header 2"),
+        ('image,tags\na.png,"red\n', "Check the double quotes"),
         ("a.png,red\n", "begins with 'a.png,red'"),
         ("", "columns image and tags"),
     ],
@@ -382,10 +511,10 @@ def test_settings_are_those_of_the_segmenters_test_unless_given(tmp_path, photos
     segmenter = make_segmenter(tmp_path / "artifacts", **tested)
     assert run(segmenter, photos, "-o", out)[0] == 0
     expected = {key.removeprefix("evaluation."): value for key, value in tested.items()}
-    assert record_of(out)["settings"] == {**expected, "max_side": None, "tags": None}
+    assert record_of(out)["settings"] == {**expected, "max_side": None, "tags": False}
     assert run(segmenter, photos, "-o", out / "2", "--flip", "--window", 0, "--crf", "none", "--scales", 1)[0] == 0
     settings = record_of(out / "2")["settings"]
-    assert settings == {**expected, "scales": [1], "flip": True, "window": None, "crf": None, "max_side": None, "tags": None}  # fmt: skip  # noqa: E501
+    assert settings == {**expected, "scales": [1], "flip": True, "window": None, "crf": None, "max_side": None, "tags": False}  # fmt: skip  # noqa: E501
 
 
 def test_a_segmenter_measured_with_tags_is_told_of(tmp_path, photos, out, run):
@@ -401,6 +530,22 @@ def test_values_that_cannot_be(options, segmenter, photos, out, run):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--scales", "a"), "a must be above 0"),
+        (("--window", "a"), "a must be a whole number"),
+        (("--overlap", "a"), "a must be 0 or more"),
+        (("--max-side", "1.5"), "1.5 must be a whole number"),
+        (("--overlap", "0.5"), "--overlap is that of windows, and there are none"),
+    ],
+)
+def test_values_that_cannot_be_are_explained(options, message, segmenter, photos, out, run):
+    code, said = run(segmenter, photos, "-o", out, *options)
+    assert code == 2
+    assert message in said
+
+
 # --- segmenters and images that cannot be used ------------------------------------------------------------------------
 
 
@@ -409,6 +554,18 @@ def test_a_segmenter_is_found_by_its_first_digits(segmenter, photos, out, run):
     code, said = run("fff", photos, "-o", out)
     assert code == 2
     assert f"Finished there: {FINGERPRINT}" in said
+
+
+def test_a_segmenter_that_was_set_aside_is_no_candidate(segmenter, photos, out, run):
+    shutil.copytree(segmenter, segmenter.with_name(f"{FINGERPRINT}.old"))
+    assert run("0123", photos, "-o", out)[0] == 0
+    assert ".old" not in run("fff", photos, "-o", out)[1]
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "manifest.json"])
+def test_a_file_of_a_segmenter_stands_for_its_folder(name, segmenter, photos, out, run):
+    assert run(segmenter / name, photos, "-o", out)[0] == 0
+    assert "is a file. Give the folder" in run(segmenter / "metrics.json", photos, "-o", out)[1]
 
 
 def _unfinish(directory: Path) -> None:
@@ -457,6 +614,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_done(segmenter, photos,
     assert code == 1
     assert "1 of 2 images could not be done" in said
     assert "a.png does not decode" in said
+    assert "split" not in said
     assert sorted(tiny.files(out / "masks")) == ["trip/b.png"]  # that of the earlier a.png would mislead
     assert {row[0] for row in rows_of(out)[1:]} == {"trip/b.png"}
     assert record_of(out)["finished"] is False

@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +28,9 @@ from torch.nn import functional as F
 from wsss.artifacts import write_atomically, write_json
 from wsss.cli import INTERRUPTED, USER_ERROR
 from wsss.console import quiet_libraries, setup_logging, table
-from wsss.data.images import read_image
 from wsss.errors import ConfigError, UserError
 from wsss.inference import SMALLEST_SIDE
-from wsss.predict import Trained, load_segmenter
+from wsss.predict import Trained, check_parents, explain, load_segmenter, read_picture
 from wsss.viz import resize_to
 
 log = logging.getLogger("wsss.export")  # run as a command, this module is called __main__
@@ -79,6 +78,26 @@ class Deployed(nn.Module):
         if self.resize:
             logits = F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
         return logits.argmax(dim=1).to(torch.uint8) if self.labels else logits
+
+
+class OneSize(nn.Module):
+    """Refuses images of another shape than that a network was traced at, whose sizes are in the trace as numbers.
+
+    Args:
+        network: of images ``shape``.
+        shape: the only one that is taken.
+    """
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.shape = list(shape)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """What the network gives; ValueError for another shape."""
+        if list(image.shape) != self.shape:
+            raise ValueError(f"this file takes images of shape {self.shape}, not {image.shape}")
+        return self.network(image)
 
 
 # --- formats ----------------------------------------------------------------------------------------------------------
@@ -137,8 +156,12 @@ def load_onnx(path: Path) -> Forward:
 
 
 def write_torchscript(network: Deployed, example: Tensor, dynamic: bool, path: Path, facts: Mapping[str, Any]) -> None:
-    """TorchScript; tracing keeps sizes dynamic where the network computes them, so ``dynamic`` changes nothing."""
-    torch.jit.save(torch.jit.trace(network, (example,), check_trace=False), str(path))
+    """TorchScript. Tracing keeps some sizes dynamic and turns others into numbers, so a fixed one is checked.
+
+    A trace has no conditions: the check around it is compiled.
+    """
+    traced = torch.jit.trace(network, (example,), check_trace=False)
+    torch.jit.save(traced if dynamic else torch.jit.script(OneSize(traced, example.shape)), str(path))
 
 
 def load_torchscript(path: Path) -> Forward:
@@ -291,10 +314,11 @@ def export(
     parities: list[Parity] = []
 
     def write(partial: Path) -> None:
+        partial.touch()  # that nothing can be written there is no fault of the format
         try:
             with _quiet():
                 kind.write(network, example, dynamic, partial, facts)
-        except UserError:
+        except (UserError, OSError):
             raise
         except Exception as error:  # exporters raise all kinds
             other = ", ".join(name for name in FORMATS if name != format)
@@ -313,8 +337,14 @@ def export(
             try:
                 found = forward(image)
             except Exception as error:
-                raise Disagreement(f"{name}: it cannot be run: {_first_line(error)}") from error
-            parities.append(compare(found, network(image), input=name, tolerance=tolerance))
+                advice = "" if image.shape[-2:] == size else f". {_without_sizes(trained)}"
+                raise Disagreement(f"{name}: it cannot be run: {_first_line(error)}{advice}") from error
+            try:
+                parities.append(compare(found, network(image), input=name, tolerance=tolerance))
+            except Disagreement as error:
+                if image.shape[-2:] == size:
+                    raise
+                raise Disagreement(f"{error}. {_without_sizes(trained)}") from error
 
     sidecar = path.with_name(f"{path.name}.json")
     write_atomically(path, write)
@@ -337,6 +367,12 @@ def _facts(trained: Trained, *, output: str, size: tuple[int, int], dynamic: boo
         "created": trained.manifest["created"],
         "command": trained.manifest.get("command", ""),
     }
+
+
+def _without_sizes(trained: Trained) -> str:
+    """What to do about a network that computes something else at other sizes once it is exported."""
+    scales = trained.manifest["config"]["segmenter"].get("scales")
+    return "Export it without --dynamic" + ", or train it with segmenter.scales=[]" * bool(scales)
 
 
 def _first_line(error: Exception) -> str:
@@ -386,10 +422,11 @@ def run(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"-o {arguments.out}: name a --format, or give a name that ends in one of {endings}")
     if arguments.out.is_dir():
         raise ConfigError(f"-o {arguments.out} is a folder; give the name of a file in it")
+    check_parents(arguments.out)
     for package in ("onnx", "onnxruntime") if format == "onnx" else ():
         _required(package)
     trained = load_segmenter(arguments.segmenter)
-    picture = None if arguments.image is None else read_image(arguments.image, white=trained.white)
+    picture = None if arguments.image is None else read_picture(arguments.image, white=trained.white)
     parities = export(
         trained,
         arguments.out,
@@ -421,6 +458,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Disagreement as error:
         log.error("the exported file does not agree with the network and is not kept. %s", error)
         return DISAGREES
+    except OSError as error:
+        log.error("%s", explain(error, options.out))
+        return USER_ERROR
     except KeyboardInterrupt:
         log.warning("interrupted")
         return INTERRUPTED
@@ -438,7 +478,8 @@ has the size of the image: logits float32 (N, C+1, H, W), or labels uint8 (N, H,
 without scales, flip, windows or a CRF. Names of the labels, fingerprint and supervision are in the metadata of an ONNX
 file, and beside the others in FILE.json.
 
-Without --dynamic it takes one image of one size. pt2 with --dynamic takes sides that are multiples of 32.
+Without --dynamic it takes one image of one size and refuses others. pt2 with --dynamic takes sides that are multiples
+of 32.
 """
 
 
@@ -472,9 +513,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _side(text: str) -> int:
-    if not SMALLEST_SIDE <= int(text) <= LARGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"{text} must be {SMALLEST_SIDE} to {LARGEST_SIDE}")
-    return int(text)
+    with suppress(ValueError):
+        if SMALLEST_SIDE <= int(text) <= LARGEST_SIDE:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"{text} must be a whole number, {SMALLEST_SIDE} to {LARGEST_SIDE}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from wsss.errors import ConfigError
 from wsss.types import BACKGROUND
 
 SMALLEST_SIDE = 32
-"""Pixels: neither a view nor a window is smaller."""
+"""Pixels: neither a resized view nor ``window`` is smaller; an image seen as it is may be."""
 
 AT_ONCE = 4
 """Windows, mirrored ones counted, that go through the network together."""
@@ -45,7 +45,7 @@ class Inference:
     A network gives logits ``(N, C+1, h, w)`` of ``(N, 3, h, w)`` RGB images in [0,1] and is in evaluation mode.
 
     Attributes:
-        scales: sizes of the views relative to the image; no view has a side below 32 pixels.
+        scales: sizes of the views relative to the image; those other than 1 have no side below 32 pixels.
         flip: whether each view is also seen mirrored.
         window: side in pixels of the view, not of the image, of the windows that slide over a view; None: views go
             through the network whole. The network's memory is then that of a few windows, whatever the image.

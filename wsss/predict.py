@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import errno
 import gzip
-import hashlib
 import io
 import logging
 import re
@@ -19,13 +19,15 @@ import shutil
 import sys
 import tarfile
 import time
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,13 +36,13 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsss.artifacts import Artifact, read_json, write_atomically, write_json, write_text
+from wsss.artifacts import FINGERPRINT_DIGITS, Artifact, read_json, write_atomically, write_json
 from wsss.build import build
 from wsss.cli import INTERRUPTED, USER_ERROR
 from wsss.console import progress, quiet_libraries, setup_logging, table
 from wsss.data import VOC_CLASSES
 from wsss.data.base import read_lines
-from wsss.data.folder import index_images
+from wsss.data.folder import DELIMITERS, index_images
 from wsss.data.images import image_size, read_image
 from wsss.data.transforms import to_tensor
 from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact, UserError
@@ -57,8 +59,8 @@ log = logging.getLogger("wsss.predict")  # run as a command, this module is call
 SOME_FAILED = 1
 """Exit code where some images could not be read."""
 
-MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
-AREAS, RECORD = "areas.csv", "predict.json"
+RESULTS = MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
+AREAS, RECORD, DONE = "areas.csv", "predict.json", "done.csv"
 COLUMNS = ("image", "class", "label", "pixels", "share")
 
 LARGE = 4_000_000
@@ -72,6 +74,8 @@ NAMED = 5
 """Images that a message names, at most."""
 
 COMPETITIONS = ("comp5", "comp6")
+
+T = TypeVar("T", int, float)
 
 
 # --- the segmenter ----------------------------------------------------------------------------------------------------
@@ -113,22 +117,28 @@ class Trained:
 
 
 def find_segmenter(given: str) -> Artifact:
-    """The artifact of a directory, or of the first digits of a fingerprint below ``paths.artifacts``.
+    """The artifact of a directory, of a file of it, or of the first digits of a fingerprint below ``paths.artifacts``.
 
     Raises:
         MissingArtifact: there is none, or several begin like that.
     """
     path = Path(given)
+    if path.name in ("manifest.json", "weights.safetensors") and path.is_file():
+        path = path.parent
     if path.is_dir():
         whole = path.resolve()
         return Artifact(whole.parent.parent, whole.parent.name, whole.name)
     root = Path(composed([])[0].paths.artifacts)
-    finished = sorted(file.parent.name for file in (root / "segmenter").glob("*/manifest.json"))
+    names = sorted(file.parent.name for file in (root / "segmenter").glob("*/manifest.json"))
+    digits = re.compile(f"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")  # a result that was set aside is called <fingerprint>.old
+    finished = [name for name in names if digits.fullmatch(name)]
     found = [name for name in finished if re.fullmatch("[0-9a-f]+", given) and name.startswith(given)]
     if len(found) == 1:
         return Artifact(root, "segmenter", found[0])
     if found:
         raise MissingArtifact(f"several segmenters in {root} begin with {given}: {', '.join(found)}. Give more digits")
+    if path.is_file():
+        raise MissingArtifact(f"{given} is a file. Give the folder of a finished segmenter")
     there = f"Finished there: {', '.join(finished)}" if finished else "Train one with train_seg.py or python -m wsss"
     raise MissingArtifact(
         f"no directory {given}, and no segmenter of that fingerprint in {root / 'segmenter'}. {there}"
@@ -215,20 +225,28 @@ class Item:
 
 
 def find_items(given: Sequence[Path], out: Path) -> list[Item]:
-    """The images named, and those below the folders named, without the results of earlier runs in ``out``.
+    """The images named, and those below the folders named; results of this command, in ``out`` or not, are left out.
 
     Raises:
         DataError: there is no such file, a folder holds no image, or two images would have the same result.
     """
-    results = [(out / folder).resolve() for folder in (MASKS, OVERLAYS, PROBABILITIES)]
     items: dict[str, Item] = {}
+    own = out.resolve()
     for place in given:
         if place.is_dir():
             files = index_images(place)
-            found = [Item(path, path.relative_to(place).as_posix(), id) for id, path in files.by_id.items()]
-            found = [item for item in found if not any(item.path.resolve().is_relative_to(r) for r in results)]
+            folders = {path.parent for path in files.by_id.values()}
+            of_results = {folder: run for folder in folders if (run := _run_of(folder, place, own)) is not None}
+            found = [
+                Item(path, path.relative_to(place).as_posix(), id)
+                for id, path in files.by_id.items()
+                if path.parent not in of_results
+            ]
             if not found:
                 raise DataError(f"{place} holds only results of this command, no images")
+            if of_results:
+                runs = sorted({str(run) for run in of_results.values()})
+                log.info("%s: the results of earlier runs are left out (%s)", place, _some(runs))
             if files.left_out:
                 log.info("%s: %d files are no images, such as %s", place, len(files.left_out), files.left_out[0].name)
         elif place.is_file():
@@ -237,12 +255,30 @@ def find_items(given: Sequence[Path], out: Path) -> list[Item]:
             raise DataError(f"no image {place}: there is no such file or folder")
         for item in found:
             same = items.setdefault(item.name, item)
-            if same.path.resolve() != item.path.resolve():
+            if same.path != item.path and same.path.resolve() != item.path.resolve():
                 raise DataError(
                     f"{same.path} and {item.path} would both be written to {item.name}.png. Rename one, or give the "
                     f"folder above them"
                 )
     return list(items.values())
+
+
+def _run_of(folder: Path, place: Path, own: Path) -> Path | None:
+    """The folder of the run whose results lie in ``folder``; None where images do.
+
+    Args:
+        folder: below ``place``.
+        place: what was given: results that were asked for by name are images.
+        own: the folder of this run, resolved.
+    """
+    whole = folder.resolve()
+    if any(whole.is_relative_to(own / results) for results in RESULTS):
+        return own
+    while folder != place:
+        if folder.name in RESULTS and (folder.parent / RECORD).is_file():
+            return folder.parent
+        folder = folder.parent
+    return None
 
 
 def chosen(items: Sequence[Item], ids: Path | None) -> list[Item]:
@@ -254,12 +290,13 @@ def chosen(items: Sequence[Item], ids: Path | None) -> list[Item]:
     if ids is None:
         return list(items)
     wanted = list(dict.fromkeys(read_lines(ids)))
-    by_name = {item.name: item for item in items}
-    missing = [id for id in wanted if id not in by_name]
+    find = _finder({item.name: item for item in items})
+    found = {id: item for id in wanted if (item := find(id)) is not None}
+    missing = [id for id in wanted if id not in found]
     if missing or not wanted:
         lacking = f"{len(missing)} of the {len(wanted)} images of {ids} are missing: {_some(missing)}"
         raise DataError(f"{lacking}. Give the folder they lie in" if wanted else f"{ids} names no image")
-    return [by_name[id] for id in wanted]
+    return list(dict.fromkeys(found.values()))
 
 
 def tagged(items: Sequence[Item], path: Path, classes: Sequence[str]) -> list[Item]:
@@ -272,33 +309,28 @@ def tagged(items: Sequence[Item], path: Path, classes: Sequence[str]) -> list[It
         classes: names of 1..C.
 
     Raises:
-        DataError: the table cannot be read, names an unknown class or an image twice, or an image has no row.
+        DataError: the table cannot be read, a row has too many or too few fields, names an unknown class or an image
+            twice, or an image has no row.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text ({error}). Save it as UTF-8") from error
-    head = next(iter(text.splitlines()), "")
-    delimiter = max(",;\t", key=head.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-    if not {"image", "tags"} <= set(reader.fieldnames):
-        raise DataError(f"{path} begins with {head[:100]!r}. Its header must have the columns image and tags")
-    by_name = {key: item for item in items for key in (item.name, item.image)}
-    ids = {name: position for position, name in enumerate(classes, 1)}
     found: dict[str, tuple[int, ...]] = {}
-    for row in reader:
-        item = by_name.get((row["image"] or "").strip().replace("\\", "/"))
+    find = _finder({key: item for item in items for key in (item.name, item.image)})
+    ids = {name: position for position, name in enumerate(classes, 1)}
+    for number, row in _rows(path, text):
+        item = find(row["image"].replace("\\", "/"))
         if item is None:
             continue
         if item.name in found:
-            raise DataError(f"{path}, line {reader.line_num} names the image {item.image} again")
-        tags = [tag for part in (row["tags"] or "").split(";") if (tag := part.strip())]
+            raise DataError(f"{path}, line {number} names the image {item.image} again")
+        tags = [tag for part in row["tags"].split(";") if (tag := part.strip())]
         unknown = [tag for tag in tags if tag not in ids]
         if unknown:
             near = difflib.get_close_matches(unknown[0], classes, n=1)
             hint = f"Did you mean {near[0]}?" if near else f"The segmenter knows: {', '.join(classes)}"
-            raise DataError(f"{path}, line {reader.line_num} has the unknown tag {unknown[0]!r}. {hint}")
+            raise DataError(f"{path}, line {number} has the unknown tag {unknown[0]!r}. {hint}")
         found[item.name] = tuple(sorted({ids[tag] for tag in tags}))
     without = [item.image for item in items if item.name not in found]
     if without:
@@ -306,8 +338,58 @@ def tagged(items: Sequence[Item], path: Path, classes: Sequence[str]) -> list[It
     return [Item(item.path, item.image, item.name, found[item.name]) for item in items]
 
 
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """The rows of a table, stripped, with their last line's number; its header names the columns image and tags."""
+    head = next((line for line in text.splitlines() if line.strip()), "")
+
+    def columns(delimiter: str) -> list[str]:
+        return [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
+
+    delimiter = next((one for one in DELIMITERS if {"image", "tags"} <= set(columns(one))), None)
+    if delimiter is None:
+        raise DataError(f"{path} begins with {head[:100]!r}. Its header must have the columns image and tags")
+    header = columns(delimiter)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    filled = (values for values in lines if any(value.strip() for value in values))
+    try:
+        next(filled)
+        for values in filled:
+            if len(values) != len(header):
+                raise DataError(
+                    f"{path}, line {lines.line_num} has {len(values)} fields, the header {len(header)}. Tags are "
+                    f"joined by ';', and a field that holds the separator of the columns is put in double quotes"
+                )
+            yield lines.line_num, dict(zip(header, (value.strip() for value in values), strict=True))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num} cannot be read ({error}). Check the double quotes") from error
+
+
+def _finder(by_name: Mapping[str, Item]) -> Callable[[str], Item | None]:
+    """Finds images by name; where none has exactly that name, by the same letters in other code points.
+
+    macOS gives files an e and a combining accent where editors write the one letter é.
+    """
+    images = {unicodedata.normalize("NFC", name): item for name, item in by_name.items()} | dict(by_name)
+    return lambda name: images.get(name) or images.get(unicodedata.normalize("NFC", name))
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
+
+
+def read_picture(path: Path, *, white: int | None) -> np.ndarray:
+    """``read_image``, without its advice on the splits of a data set.
+
+    Raises:
+        DataError: see ``read_image``.
+    """
+    try:
+        return read_image(path, white=white)
+    except DataError as error:
+        if error.__cause__ is None:
+            raise
+        reason = error.__cause__
+        raise DataError(f"the image {path} does not decode ({reason}). Replace the file, or leave it out") from reason
 
 
 # --- one image --------------------------------------------------------------------------------------------------------
@@ -434,6 +516,34 @@ def _percent(share: float) -> str:
 # --- the results ------------------------------------------------------------------------------------------------------
 
 
+def allowed_ids(item: Item) -> str:
+    """The class ids that may come out in an image, ``1 3``, or ``all``."""
+    return "all" if item.allowed is None else " ".join(map(str, item.allowed))
+
+
+class State(NamedTuple):
+    """What an image was when it was predicted: the same again, and nothing needs to be done.
+
+    Attributes:
+        bytes: of its file.
+        modified: the time of its file, in nanoseconds.
+        allowed: see ``allowed_ids``.
+    """
+
+    bytes: str
+    modified: str
+    allowed: str
+
+    @classmethod
+    def of(cls, item: Item) -> State:
+        """That of an image now; the first two are empty where there is no file."""
+        try:
+            found = item.path.stat()
+        except OSError:
+            return cls("", "", allowed_ids(item))
+        return cls(str(found.st_size), str(found.st_mtime_ns), allowed_ids(item))
+
+
 @dataclass(frozen=True)
 class Results:
     """The folder that results are written to.
@@ -442,11 +552,13 @@ class Results:
         folder: of everything.
         overlays: whether there are overlays.
         probabilities: whether there are probabilities.
+        states: of the images that are done, by name; ``claim`` reads them, ``write`` adds to them.
     """
 
     folder: Path
     overlays: bool = True
     probabilities: bool = False
+    states: dict[str, State] = field(default_factory=dict)
 
     def mask(self, name: str) -> Path:
         """The indexed mask of an image; it is written last, so that an image that has it is done."""
@@ -456,10 +568,14 @@ class Results:
         """Make the folder one of these settings, or go on in one that is.
 
         Raises:
-            ConfigError: it holds results of other settings, or of something else.
+            ConfigError: it holds results of other settings, or of something else, or is no folder.
         """
+        if self.folder.is_file():
+            raise ConfigError(f"-o {self.folder} is a file. Give a folder")
+        check_parents(self.folder)
         path = self.folder / RECORD
-        folders = [self.folder / name for name in (MASKS, OVERLAYS, PROBABILITIES)]
+        folders = [self.folder / name for name in RESULTS]
+        self.states.clear()
         if path.is_file():
             old = read_json(path)
             other = _differences(old if isinstance(old, dict) else {}, record)
@@ -471,21 +587,25 @@ class Results:
             if overwrite:
                 for folder in folders:
                     shutil.rmtree(folder, ignore_errors=True)
+            else:
+                self.states.update(_read_states(self.folder / DONE))
         elif strangers := [str(folder) for folder in folders if folder.exists()]:
             raise ConfigError(
                 f"{strangers[0]} exists, but {RECORD} is not beside it: it is not from this command, which might "
                 f"overwrite it. Choose another folder with -o"
             )
         (self.folder / AREAS).unlink(missing_ok=True)
+        done = _lines((name, *state) for name, state in self.states.items())  # a line that was cut off goes
+        write_atomically(self.folder / DONE, partial(_write, done))
         write_json(path, {**record, "finished": False})
 
     def kept(self, item: Item) -> np.ndarray | None:
-        """The labels of an image that is done: all its files are there, and none is older than the image."""
+        """The labels of an image that is done: all its files are there, and it is what it was."""
         files = [self.mask(item.name)]
         files += [self._overlay(item.name)] * self.overlays + [self._probabilities(item.name)] * self.probabilities
+        if State.of(item) != self.states.get(item.name) or not all(file.is_file() for file in files):
+            return None
         try:
-            if min(file.stat().st_mtime for file in files) < item.path.stat().st_mtime:
-                return None
             with Image.open(files[0]) as image:
                 labels = np.array(image)
             return labels if labels.shape[::-1] == image_size(item.path) else None
@@ -498,15 +618,25 @@ class Results:
             path.unlink(missing_ok=True)
 
     def write(
-        self, item: Item, picture: np.ndarray, labels: np.ndarray, found: Tensor | None, names: Sequence[str]
+        self,
+        item: Item,
+        state: State,
+        picture: np.ndarray,
+        labels: np.ndarray,
+        found: Tensor | None,
+        names: Sequence[str],
     ) -> None:
-        """Keep what was found in one image."""
+        """Keep what was found in one image, which was in ``state`` when it was read."""
+        self.forget(item)  # a mask of an earlier state must not be found beside the new state
         if found is not None:
             array = found.cpu().numpy().astype(np.float16)
             write_atomically(self._probabilities(item.name), partial(_save_array, array))
         if self.overlays:
             content = encode(overlay(picture, labels, names), image_format="jpeg", quality=88)
             write_atomically(self._overlay(item.name), lambda path: _write(content, path))
+        with (self.folder / DONE).open("ab") as file:
+            file.write(_lines([(item.name, *state)]))
+        self.states[item.name] = state
         mask = Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint8))
         mask.putpalette(voc_palette().tobytes())
         write_atomically(self.mask(item.name), lambda path: mask.save(path, format="PNG"))
@@ -527,13 +657,50 @@ def _write(content: bytes, path: Path) -> None:
     path.write_bytes(content)
 
 
+def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    """CSV, in UTF-8 or whatever else the names of files are in."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def _read_states(path: Path) -> dict[str, State]:
+    """The states that were written, the last one of each image; a line that was cut off, or no file, tells nothing."""
+    try:
+        text = path.read_bytes().decode(errors="surrogateescape")
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except (FileNotFoundError, csv.Error):
+        return {}
+    return {name: State(*state) for name, *state in filter(None, rows) if len(state) == len(State._fields)}
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What two records disagree about, of what moves a mask."""
     pairs = []
     for part in ("segmenter", "settings"):
         before, after = old.get(part) or {}, new[part]
         pairs += [(key, before.get(key), after[key]) for key in after]
-    return [f"{key} {before} there, {after} now" for key, before, after in pairs if before != after]
+    pairs = [(key, bool(before), after) if key == "tags" else (key, before, after) for key, before, after in pairs]
+    return [
+        f"{key} {_told(key, before)} there, {_told(key, after)} now" for key, before, after in pairs if before != after
+    ]
+
+
+def _told(key: str, value: Any) -> str:
+    """A setting as the command line has it."""
+    if key == "tags":
+        return "given" if value else "not given"
+    if key != "crf":
+        return str(value)
+    if value is None:
+        return NO_CRF
+    named = (name for name in options("crf") if _crf(name) == value)
+    return next(named, f"with {', '.join(f'{name} {one}' for name, one in value.items() if name != '_target_')}")
+
+
+def _crf(name: str) -> dict[str, Any]:
+    """The values of an option of conf/crf/."""
+    return cast(dict[str, Any], OmegaConf.to_container(composed([f"crf={name}"])[0].crf, resolve=True))
 
 
 def write_submission(folder: Path, masks: Mapping[str, Path], *, competition: str, name: str) -> Path:
@@ -597,8 +764,7 @@ def settings_of(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> d
     """What moves a mask: the settings of the segmenter's own test where the command line does not say otherwise.
 
     Raises:
-        ConfigError: there is no such CRF.
-        DataError: the table of tags cannot be read.
+        ConfigError: there is no such CRF, or an overlap without windows.
     """
     settings = default_settings(manifest)
     settings |= {key: value for key in settings if (value := getattr(arguments, key)) is not None and key != "crf"}
@@ -606,16 +772,12 @@ def settings_of(arguments: argparse.Namespace, manifest: Mapping[str, Any]) -> d
         settings["crf"] = None
     elif arguments.crf is not None:
         known(arguments.crf, [*options("crf"), NO_CRF], "CRF")
-        settings["crf"] = OmegaConf.to_container(composed([f"crf={arguments.crf}"])[0].crf, resolve=True)
+        settings["crf"] = _crf(arguments.crf)
     if arguments.window == 0:
         settings["window"] = None
-    settings |= {"max_side": arguments.max_side, "tags": None}
-    if arguments.tags is not None:
-        try:
-            settings["tags"] = f"sha256:{hashlib.sha256(arguments.tags.read_bytes()).hexdigest()}"
-        except OSError as error:
-            raise DataError(f"{arguments.tags} cannot be read ({error})") from error
-    return settings
+    if settings["window"] is None and arguments.overlap is not None:
+        raise ConfigError("--overlap is that of windows, and there are none. Add --window 512, or leave --overlap out")
+    return settings | {"max_side": arguments.max_side, "tags": arguments.tags is not None}
 
 
 def run(arguments: argparse.Namespace) -> bool:
@@ -653,12 +815,13 @@ def run(arguments: argparse.Namespace) -> bool:
     }
     results = Results(arguments.out, overlays=arguments.overlays, probabilities=arguments.probabilities)
     results.claim(record, overwrite=arguments.overwrite)
+    other = [item for item in items if (old := results.states.get(item.name)) and old.allowed != allowed_ids(item)]
+    if other:
+        log.info("another tags file: %d images have other tags there and are done again", len(other))
 
     started = time.perf_counter()
     tally = predict_items(trained, items, inference, results, max_side=arguments.max_side)
-    rows = io.StringIO(newline="")
-    csv.writer(rows, lineterminator="\n").writerows([COLUMNS, *tally.rows])
-    write_text(arguments.out / AREAS, rows.getvalue())
+    write_atomically(arguments.out / AREAS, partial(_write, _lines([COLUMNS, *tally.rows])))
     write_json(
         arguments.out / RECORD,
         {
@@ -696,8 +859,9 @@ def predict_items(
             tally.reused += 1
             tally.add(item.image, areas(labels, trained.names))
             continue
+        state, picture = State.of(item), None  # the state first: an image that changes meanwhile is done again
         try:
-            picture = read_image(item.path, white=trained.white)
+            picture = read_picture(item.path, white=trained.white)
             told = told or _tell_large(item, shrunk_size(picture, max_side), inference, trained.manifest)
             labels, found = predict_image(
                 trained.network,
@@ -714,11 +878,14 @@ def predict_items(
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            size = f"{picture.shape[1]}x{picture.shape[0]}"
-            tally.failed[item.image] = f"{size} is too much for the memory. Try --max-side 2000, or --window 512"
+            if picture is None:
+                tally.failed[item.image] = "reading it takes more memory than there is. Save it smaller"
+            else:
+                size = f"{picture.shape[1]}x{picture.shape[0]}"
+                tally.failed[item.image] = f"{size} is too much for the memory. Try --max-side 2000, or --window 512"
             results.forget(item)
             continue
-        results.write(item, picture, labels, found, trained.names)
+        results.write(item, state, picture, labels, found, trained.names)
         tally.predicted += 1
         tally.add(item.image, areas(labels, trained.names))
     return tally
@@ -788,6 +955,24 @@ def _images(tally: Tally) -> set[str]:
     return {row[0] for row in tally.rows}
 
 
+def check_parents(out: Path) -> None:
+    """Raise ConfigError where a file stands in the way of a path that shall be written."""
+    for place in out.parents:
+        if place.is_file():
+            raise ConfigError(f"-o {out}: {place} is a file, not a folder. Choose another path")
+
+
+def explain(error: OSError, out: Path) -> str:
+    """What the system refused, at which path (``out`` where it does not say), and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free some space, or choose another place with -o"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "Allow it, or choose another place with -o"
+    else:
+        remedy = "Check that path, or choose another with -o"
+    return f"{error.filename or out}: {error.strerror or error}. {remedy}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The body of ``python -m wsss.predict``; returns the exit code."""
     chosen_options = parser().parse_args(list(sys.argv[1:] if arguments is None else arguments))
@@ -797,6 +982,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if run(chosen_options) else SOME_FAILED
     except UserError as error:
         log.error("%s: %s", type(error).__name__, error)
+        return USER_ERROR
+    except OSError as error:
+        log.error("%s", explain(error, chosen_options.out))
         return USER_ERROR
     except KeyboardInterrupt:
         log.warning("interrupted; the same command goes on from here")
@@ -816,9 +1004,10 @@ OUT/overlays/<image>.jpg   the image, tinted, with a legend
 OUT/areas.csv              image,class,label,pixels,share: background and each class in the image; a class without a
                            row is not in it
 OUT/predict.json           the segmenter, its classes, supervision and settings; images that failed
+OUT/done.csv               each image's file (bytes, time) and allowed class ids: tells which to do again
 
 Sub-folders are mirrored. The same command goes on where it was stopped, and predicts images that are new or have
-changed. Exit code 0: all done; 1: some images could not be read; 2: nothing can be done as asked.
+changed, or have other tags. Exit code 0: all done; 1: some images could not be read; 2: nothing can be done as asked.
 """
 
 
@@ -883,25 +1072,26 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _scale(text: str) -> float:
-    return _number(text, 0 < float(text) <= 8, "above 0 and at most 8")
+    return _number(text, float, lambda value: 0 < value <= 8, "above 0 and at most 8")
 
 
 def _overlap(text: str) -> float:
-    return _number(text, 0 <= float(text) < 1, "0 or more and below 1")
+    return _number(text, float, lambda value: 0 <= value < 1, "0 or more and below 1")
 
 
 def _window(text: str) -> int:
-    return int(_number(text, int(text) == 0 or int(text) >= 32, "32 or more, or 0 for none"))
+    return _number(text, int, lambda value: value == 0 or value >= 32, "a whole number, 32 or more, or 0 for none")
 
 
 def _side(text: str) -> int:
-    return int(_number(text, int(text) >= 32, "32 or more"))
+    return _number(text, int, lambda value: value >= 32, "a whole number, 32 or more")
 
 
-def _number(text: str, holds: bool, expected: str) -> float:
-    if not holds:
-        raise argparse.ArgumentTypeError(f"{text} must be {expected}")
-    return float(text)
+def _number(text: str, kind: type[T], holds: Callable[[T], bool], expected: str) -> T:
+    with suppress(ValueError):
+        if holds(value := kind(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text} must be {expected}")
 
 
 if __name__ == "__main__":
