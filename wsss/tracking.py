@@ -1,4 +1,4 @@
-"""Where the numbers, curves, tables and pictures of a run go: CSV files, Weights & Biases, both or nowhere.
+"""Where the numbers, curves, tables and pictures of a run go: CSV files, TensorBoard, Weights & Biases, all or nowhere.
 
 One run per stage. Hydra builds each tracker as a partial, and the stage completes it:
 
@@ -28,13 +28,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkabl
 from urllib.parse import urlsplit
 
 import numpy as np
+from omegaconf import OmegaConf
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from wsss.artifacts import Artifact
 from wsss.console import is_main_process
 from wsss.errors import ConfigError
 from wsss.types import BACKGROUND, IGNORE
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
     from wandb.sdk.wandb_run import Run
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,11 @@ class Tracker(Protocol):
         """Loggers for ``pl.Trainer(logger=...)``, so that learning curves land in the same run."""
         ...
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether it keeps images: what only serves to show them need not be made for one that does not."""
+        ...
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Record the resolved configuration (plain values, no OmegaConf)."""
 
@@ -78,10 +86,16 @@ class Tracker(Protocol):
         """Record a curve that is not over time, such as mIoU over the threshold."""
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Record a table, such as IoU per class."""
+        """Record a table, such as IoU per class. A cell is text, a number, None, or an image ``(H, W, 3)`` uint8."""
 
     def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
         """Record images with their masks."""
+
+    def log_input(self, artifact: Artifact) -> None:
+        """Record that the run reads a finished artifact."""
+
+    def log_output(self, artifact: Artifact) -> None:
+        """Record that the run has made ``artifact``, which is finished now."""
 
     def finish(self, ok: bool) -> None:
         """Close the run, as done or as failed. Only the first call counts."""
@@ -142,6 +156,11 @@ class Trackers(_Finishes):
         """The loggers of all trackers."""
         return [logger for tracker in self._trackers for logger in tracker.lightning_loggers]
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether any of them does."""
+        return any(tracker.takes_images for tracker in self._trackers)
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Pass the configuration on."""
         self._tell(lambda tracker: tracker.log_config(config))
@@ -162,6 +181,14 @@ class Trackers(_Finishes):
     def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
         """Pass the images on."""
         self._tell(lambda tracker: tracker.log_images(name, pictures))
+
+    def log_input(self, artifact: Artifact) -> None:
+        """Pass the artifact on."""
+        self._tell(lambda tracker: tracker.log_input(artifact))
+
+    def log_output(self, artifact: Artifact) -> None:
+        """Pass the artifact on."""
+        self._tell(lambda tracker: tracker.log_output(artifact))
 
     def _tell(self, message: Callable[[Tracker], None]) -> None:
         """Tell every tracker. One that cannot write is reported: it must not cost the user the work of the stage."""
@@ -186,6 +213,24 @@ def _try_finish(tracker: Tracker, ok: bool) -> Exception | None:
     return None
 
 
+def name_of(artifact: Artifact) -> str:
+    """The name of an artifact wherever it is shown: the same science has the same one, whichever experiment made it."""
+    return f"{artifact.stage}-{artifact.fingerprint}"
+
+
+def facts_of(artifact: Artifact) -> dict[str, Any]:
+    """What dashboards say of an artifact: where it lies, how it was made, and its final numbers."""
+    manifest = artifact.manifest
+    told = ("experiment", "seed", "supervision", "upstream", "command", "created", "wall_seconds", "git_commit")
+    return {
+        "fingerprint": artifact.fingerprint,
+        "host": socket.gethostname(),
+        "directory": str(artifact.directory.absolute()),
+        **{key: manifest[key] for key in told if key in manifest},
+        "metrics": {key: value for key, value in artifact.metrics.items() if isinstance(value, (int, float))},
+    }
+
+
 class NullTracker(Trackers):
     """A tracker that does nothing, with the arguments of the others."""
 
@@ -202,9 +247,10 @@ class CsvTracker(_Finishes):
     - ``metrics.csv``: the learning curves, one number a line (``step,name,value``), appended as they come. A resumed
       run goes on in the same file; where a step occurs twice, the later line holds.
     - ``<name>.csv``: each table and each curve that is not over time.
-    - ``summary.json``: stage, experiment, fingerprint, configuration, final numbers, and whether the run went well.
+    - ``summary.json``: stage, experiment, fingerprint, configuration, final numbers, the artifacts that were read and
+      made (name and directory), and whether the run went well.
 
-    Images are left to the report and to other trackers.
+    Images are left to the report and to other trackers, those in tables too.
     """
 
     def __init__(self, *, stage: str, experiment: str, fingerprint: str, directory: Path) -> None:
@@ -217,12 +263,19 @@ class CsvTracker(_Finishes):
             "ok": None,
             "metrics": {},
             "config": {},
+            "inputs": {},
+            "outputs": {},
         }
 
     @property
     def lightning_loggers(self) -> list[Logger]:
         """One logger that passes Lightning's numbers to :meth:`log_metrics`."""
-        return [_ForwardingLogger(self, save_dir=self._directory)]
+        return [_ForwardingLogger(self, name="csv", save_dir=self._directory)]
+
+    @property
+    def takes_images(self) -> bool:
+        """No."""
+        return False
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Put the configuration into summary.json."""
@@ -243,13 +296,24 @@ class CsvTracker(_Finishes):
         self.log_table(name, (x_label, y_label), points)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        """Write ``<name>.csv``."""
+        """Write ``<name>.csv``, without columns of images."""
         if self._active:
+            columns, rows, _ = _without_images(columns, rows)
             with _replacing(self._file(name)) as path, path.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
     def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
         """Do nothing."""
+
+    def log_input(self, artifact: Artifact) -> None:
+        """Put it into summary.json."""
+        self._summary["inputs"][name_of(artifact)] = str(artifact.directory.absolute())
+        self._write_summary()
+
+    def log_output(self, artifact: Artifact) -> None:
+        """Put it into summary.json."""
+        self._summary["outputs"][name_of(artifact)] = str(artifact.directory.absolute())
+        self._write_summary()
 
     def finish(self, ok: bool) -> None:
         """Write down how it ended."""
@@ -291,18 +355,27 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _without_images(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> tuple[list[str], list[list[Any]], list[list[np.ndarray]]]:
+    """A table without its columns of images, and the images of each row."""
+    rows = [list(row) for row in rows]
+    images = [[cell for cell in row if isinstance(cell, np.ndarray)] for row in rows]
+    kept = [at for at in range(len(columns)) if not any(isinstance(row[at], np.ndarray) for row in rows)]
+    return [columns[at] for at in kept], [[row[at] for at in kept] for row in rows], images
+
+
 class _ForwardingLogger(Logger):
     """A Lightning logger that hands its numbers to a tracker."""
 
-    def __init__(self, tracker: CsvTracker, save_dir: Path) -> None:
+    def __init__(self, tracker: Tracker, *, name: str, save_dir: Path) -> None:
         super().__init__()
-        self._tracker = tracker
-        self._save_dir = save_dir
+        self._tracker, self._name, self._save_dir = tracker, name, save_dir
 
     @property
     def name(self) -> str:
         """The name under which Lightning would group files."""
-        return "csv"
+        return self._name
 
     @property
     def version(self) -> str:
@@ -320,6 +393,130 @@ class _ForwardingLogger(Logger):
 
     def log_hyperparams(self, *_: Any, **__: Any) -> None:
         """Do nothing: the stage records the whole configuration."""
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+
+class TensorBoardTracker(_Finishes):
+    """TensorBoard's event files in ``directory/tensorboard``: ``tensorboard --logdir logs`` shows them by experiment.
+
+    - Scalars: the learning curves over the optimizer steps; final numbers, which have no step, at step 0.
+    - Curves that are not over time are scalars too, ``<name>/<y_label>``, so that those of several runs lie in one
+      chart: TensorBoard's steps are whole numbers, and stand for thousandths of x. The text has x as it is.
+    - Text: run, configuration, tables, and the artifacts that were read and made.
+    - Images: each beside itself under its masks, in the colours of the report. Images in a table: one sheet for all
+      rows that begin with the same cell, under what else the row says.
+
+    A resumed run goes on in the same directory.
+    """
+
+    def __init__(self, *, stage: str, experiment: str, fingerprint: str, directory: Path) -> None:
+        self._directory = Path(directory)
+        self._writer: SummaryWriter | None = None
+        if not is_main_process():
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self._directory / "tensorboard"))
+        run = {"stage": stage, "experiment": experiment, "fingerprint": fingerprint}
+        self._writer.add_text("run", _markdown(("", ""), run.items()))
+
+    @property
+    def lightning_loggers(self) -> list[Logger]:
+        """One logger that passes Lightning's numbers to :meth:`log_metrics`."""
+        return [_ForwardingLogger(self, name="tensorboard", save_dir=self._directory)]
+
+    @property
+    def takes_images(self) -> bool:
+        """Yes, unless this process records nothing."""
+        return self._writer is not None
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration as YAML."""
+        if self._writer is not None:
+            lines = OmegaConf.to_yaml(OmegaConf.create(dict(config))).splitlines()
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in lines))  # indented: code in Markdown
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write scalars."""
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, float(value), step or 0)
+
+    def log_curve(self, name: str, points: Points, x_label: str, y_label: str) -> None:
+        """Write a scalar per point, at the step ``1000 * x``, and all of them as a table."""
+        if self._writer is not None:
+            for x, y in points:
+                if y is not None:
+                    self._writer.add_scalar(f"{name}/{y_label}", float(y), round(1000 * x))
+            self._writer.add_text(name, _markdown((x_label, y_label), points))
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Write the text of a table, and sheets of its images."""
+        if self._writer is None:
+            return
+        from wsss.viz import Tile, panel
+
+        columns, rows, images = _without_images(columns, rows)
+        self._writer.add_text(name, _markdown(columns, rows))
+        sheets: dict[str, list[Tile]] = {}
+        for (first, *rest), found in zip(rows, images, strict=True):
+            title = "  ".join(_text(cell) for cell in rest)
+            sheets.setdefault(_text(first), []).extend(Tile(title, image) for image in found)
+        for title, tiles in sheets.items():
+            if tiles:
+                self._add_image(f"{name}/{title}", panel(tiles, columns=4, tile_width=240, title=title))
+
+    def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
+        """Write each image beside what its masks make of it."""
+        from wsss.viz import Tile, overlay_labels, panel
+
+        for at, picture in enumerate(pictures):
+            masked = [Tile(mask, overlay_labels(picture.image, labels)) for mask, labels in picture.masks.items()]
+            self._add_image(f"{name}/{picture.caption or at}", panel([Tile("image", picture.image), *masked]))
+
+    def log_input(self, artifact: Artifact) -> None:
+        """Write what is known of it."""
+        self._describe("input", artifact)
+
+    def log_output(self, artifact: Artifact) -> None:
+        """Write what is known of it."""
+        self._describe("output", artifact)
+
+    def finish(self, ok: bool) -> None:
+        """Write down how it ended, and close the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.add_text("ended", "well" if ok else "failed")
+            writer.close()
+
+    def _describe(self, role: str, artifact: Artifact) -> None:
+        if self._writer is not None:
+            self._writer.add_text(f"{role}/{name_of(artifact)}", _markdown(("", ""), facts_of(artifact).items()))
+
+    def _add_image(self, tag: str, image: np.ndarray) -> None:
+        if self._writer is not None:
+            self._writer.add_image(tag, image, dataformats="HWC")
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown.
+
+    >>> print(_markdown(("class", "iou"), [("cat|dog", 0.51239), ("cow", None)]))
+    | class | iou |
+    | --- | --- |
+    | cat\\|dog | 0.5124 |
+    | cow |  |
+    """
+    lines = [columns, ["---"] * len(columns), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, (float, np.floating)):
+        return f"{cell:.4g}"
+    return "" if cell is None else str(cell).replace("|", "\\|")
 
 
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
@@ -341,6 +538,11 @@ class WandbTracker(_Finishes):
     It never asks for a key and never waits without end. Without an API key, without a way to the server, or if the
     server does not answer in ``init_timeout`` seconds, the run is recorded offline in ``directory/wandb`` and one line
     says how to upload it later. ``WANDB_MODE=offline`` and ``WANDB_MODE=disabled`` win over ``mode``.
+
+    Artifacts are references to the store, nothing of which is copied or uploaded: one for each file and folder of it,
+    the small ones (JSON) with a checksum, so that a stage that is made anew is a new version. Their names are
+    ``<stage>-<fingerprint>``, their metadata what the manifest says, and a run is tied to those it reads, so that W&B
+    draws the way from the classifier to the segmenter, across experiments that share a part of it.
 
     An online run that was interrupted goes on under the same id when the stage is resumed: the id is kept in
     ``directory/wandb_run_id`` until the run ends well.
@@ -404,6 +606,11 @@ class WandbTracker(_Finishes):
         self._define_steps()
         return [WandbLogger(experiment=self._run, project=self._project, save_dir=str(self._directory))]
 
+    @property
+    def takes_images(self) -> bool:
+        """Yes, unless this process records nothing."""
+        return self._run is not None and not self._run.disabled
+
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Add to the run's configuration."""
         if self._run is not None:
@@ -426,7 +633,7 @@ class WandbTracker(_Finishes):
         import wandb
 
         data = wandb.Table(columns=[x_label, y_label], data=[list(point) for point in points])
-        self._run.log({name: wandb.plot.line(data, x_label, y_label, title=name)})
+        self._log_tables({name: wandb.plot.line(data, x_label, y_label, title=name)})
 
     def log_table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """Log a table."""
@@ -434,12 +641,31 @@ class WandbTracker(_Finishes):
             return
         import wandb
 
-        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+        data = [[wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+        self._log_tables({name: wandb.Table(columns=list(columns), data=data)})
 
     def log_images(self, name: str, pictures: Sequence[Picture]) -> None:
-        """Log images with masks that can be switched on and off."""
+        """Log images with masks that can be switched on and off.
+
+        W&B wants what is logged together at one size: smaller images get a border, which masks call ignored.
+        """
         if self._run is not None and pictures:
-            self._run.log({name: [_overlay(picture) for picture in pictures]})
+            height, width = np.max([picture.image.shape[:2] for picture in pictures], axis=0)
+            self._run.log({name: [_overlay(picture, height, width) for picture in pictures]})
+
+    def log_input(self, artifact: Artifact) -> None:
+        """Tie the run to an artifact that it reads, which is declared here if W&B does not know it yet.
+
+        This is what W&B's ``use_artifact`` records of an artifact of one's own; that method itself refuses to work
+        offline, and online it waits for the server without end.
+        """
+        if self._run is not None and not self._run.disabled:
+            self._run._log_artifact(_reference(artifact), is_user_created=True, use_after_commit=True)
+
+    def log_output(self, artifact: Artifact) -> None:
+        """Declare the artifact that the run has made."""
+        if self._run is not None and not self._run.disabled:
+            self._run.log_artifact(_reference(artifact))
 
     def finish(self, ok: bool) -> None:
         """Close the run with exit code 0 or 1. W&B's own trouble with that is reported, and not raised."""
@@ -452,6 +678,12 @@ class WandbTracker(_Finishes):
             log.warning("W&B: the run was not closed properly (%s). Upload it with: wandb sync %s", error, _place(run))
         if ok:
             self._id_file.unlink(missing_ok=True)
+
+    def _log_tables(self, row: dict[str, Any]) -> None:
+        """Log what W&B copies before it uploads it: beside the run, for ``wandb sync``, and not in the user's home."""
+        if self._run is not None:
+            with _environment("WANDB_DATA_DIR", str(self._directory / "wandb" / "data")):
+                self._run.log(row)
 
     @property
     def _id_file(self) -> Path:
@@ -523,6 +755,19 @@ def choose_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], st
     return "online", ""
 
 
+@contextmanager
+def _environment(name: str, default: str) -> Iterator[None]:
+    """Set an environment variable for a while, unless the user has."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = default
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
 def _has_credentials() -> bool:
     """Whether W&B finds a key (environment, settings, netrc) or an identity token; it never asks."""
     import wandb
@@ -578,11 +823,33 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _overlay(picture: Picture) -> Any:
+def _reference(artifact: Artifact) -> Any:
+    """A W&B artifact that points to the files and folders of one in the store. It takes no longer for more images."""
     import wandb
+    from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+    from wandb.sdk.lib.hashutil import md5_string
+    from wandb.sdk.lib.paths import LogicalPath
+
+    found = wandb.Artifact(name_of(artifact), type=artifact.stage, metadata=facts_of(artifact))
+    for path in sorted(artifact.directory.absolute().iterdir()):
+        uri = path.as_uri()
+        if path.is_dir():  # add_reference would list every file below
+            entry = ArtifactManifestEntry(path=LogicalPath(path.name), ref=uri, digest=md5_string(uri))
+            found.manifest.add_entry(entry)
+        elif path != artifact.checkpoint.absolute():  # serves to resume, and may be deleted
+            found.add_reference(uri, name=path.name, checksum=path.suffix == ".json")
+    return found
+
+
+def _overlay(picture: Picture, height: int, width: int) -> Any:
+    import wandb
+
+    def fill(array: np.ndarray, value: int) -> np.ndarray:
+        border = [(0, height - array.shape[0]), (0, width - array.shape[1]), *[(0, 0)] * (array.ndim - 2)]
+        return np.pad(array, border, constant_values=value)
 
     names = {BACKGROUND: "background", IGNORE: "ignored"} | {
         int(label): name for label, name in picture.class_names.items()
     }
-    masks = {name: {"mask_data": labels, "class_labels": names} for name, labels in picture.masks.items()}
-    return wandb.Image(picture.image, caption=picture.caption or None, masks=masks or None)
+    masks = {name: {"mask_data": fill(labels, IGNORE), "class_labels": names} for name, labels in picture.masks.items()}
+    return wandb.Image(fill(picture.image, 255), caption=picture.caption or None, masks=masks or None)

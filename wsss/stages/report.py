@@ -20,6 +20,7 @@ from wsss.build import build
 from wsss.cams.prototypes import Prototypes
 from wsss.config import Labels
 from wsss.console import table
+from wsss.data import ImageSet
 from wsss.data.transforms import to_tensor
 from wsss.inference import inference_of
 from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
@@ -104,7 +105,7 @@ def _write(pipeline: Pipeline) -> Path:
             stages=stages,
             training_rows=_training_rows(pipeline) if pipeline.needs("segmenter") else (),
             validation_rows=_validation_rows(pipeline),
-            prototypes=_prototype_rows(pipeline) if pipeline.needs("segmenter") else (),
+            prototypes=prototype_rows(pipeline.artifact("seeds"), pipeline.data) if pipeline.needs("segmenter") else (),
             ceiling=ceiling.get("miou"),
             ceiling_iou=ceiling.get("iou"),
             environment={key: manifest[key] for key in ("git_commit", "versions", "hardware")},
@@ -178,17 +179,17 @@ def _validation_rows(pipeline: Pipeline) -> list[GalleryRow]:
     ]
 
 
-def _prototype_rows(pipeline: Pipeline) -> list[PrototypeRow]:
+def prototype_rows(seeds: Artifact, data: ImageSet) -> list[PrototypeRow]:
     """What the seeds were made from, where their method learnt prototypes; with regions of the training images."""
-    tensors = pipeline.artifact("seeds").read_tensors("prototypes")
+    tensors = seeds.read_tensors("prototypes")
     if tensors is None:
         return []
-    found, data = Prototypes.from_tensors(tensors), pipeline.data
+    found = Prototypes.from_tensors(tensors)
     kinds = [(id, context) for id in found.class_ids.unique().tolist() for context in (False, True)]
     groups = [((found.class_ids == id) & (found.context == context)).nonzero()[:, 0] for id, context in kinds]
     limit = max(1, min(PROTOTYPES_SHOWN, ALL_PROTOTYPES_SHOWN // len(kinds)))
     kept = [group[found.kept[group]] for group in groups]
-    patches = _patches(pipeline, found, [at for group in kept for at in group[:limit].tolist()], data.ids(data.train))
+    patches = _patches(data, found, [at for group in kept for at in group[:limit].tolist()])
     return [
         PrototypeRow(
             class_id=class_id,
@@ -205,10 +206,9 @@ def _prototype_rows(pipeline: Pipeline) -> list[PrototypeRow]:
     ]
 
 
-def _patches(
-    pipeline: Pipeline, found: Prototypes, shown: Sequence[int], ids: Sequence[str]
-) -> dict[int, list[np.ndarray]]:
-    """For each shown prototype the image regions nearest to it. Every image is read once."""
+def _patches(data: ImageSet, found: Prototypes, shown: Sequence[int]) -> dict[int, list[np.ndarray]]:
+    """For each shown prototype the regions of training images nearest to it. Every image is read once."""
+    ids = data.ids(data.train)
     wanted = [
         (image, at, rank)
         for at in shown
@@ -218,7 +218,7 @@ def _patches(
     patches: dict[int, list[np.ndarray]] = {at: [] for at in shown}
     crops = {}
     for image, places in groupby(sorted(wanted), key=itemgetter(0)):
-        pixels = pipeline.data.image(ids[image])
+        pixels = data.image(ids[image])
         for _, at, rank in places:
             region = crop_around(pixels, found.patch_cells[at, rank].tolist())
             crops[at, rank] = resize_to(region, PATCH_SIDE, height=PATCH_SIDE)
