@@ -169,6 +169,8 @@ class Artifact:
 
     def set_aside(self) -> None:
         """Put a finished artifact out of the way of a new one; ``restore`` or ``drop_old`` follows."""
+        if not self.complete:
+            self.restore()  # what a run that was killed had set aside is the only finished one
         self.drop_old()
         if self.complete:
             self.directory.rename(self._old)
@@ -336,7 +338,9 @@ class Artifact:
     # --- lock --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def locked(self, *, timeout: float | None = None, poll: float = 1.0) -> Iterator[None]:
+    def locked(
+        self, *, timeout: float | None = None, poll: float = 1.0, shared: bool = False, part: str = ""
+    ) -> Iterator[None]:
         """Hold the one right to work on this artifact; wait while another process has it.
 
         The kernel holds the lock for a living process and drops it with the process, so a lock file left by a killed
@@ -345,14 +349,19 @@ class Artifact:
         Args:
             timeout: seconds to wait; None waits for ever.
             poll: seconds between looks.
+            shared: together with others that hold it so, each of which does images of its own.
+            part: name of a part of the artifact that has a lock of its own.
 
         Raises:
             LockTimeout: another process still works on it after ``timeout``.
         """
-        path = self.root / self.stage / f"{self.fingerprint}.lock"
+        path = self.root / self.stage / f"{self.fingerprint}{part and '.' + part}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+", encoding="utf-8") as file:
-            self._acquire(file.fileno(), path, timeout, poll)
+            self._acquire(file.fileno(), path, timeout, poll, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            if shared:
+                yield
+                return
             left = path.read_text(encoding="utf-8").strip()
             if left:
                 log.warning(
@@ -368,11 +377,11 @@ class Artifact:
             finally:
                 file.truncate(0)
 
-    def _acquire(self, descriptor: int, path: Path, timeout: float | None, poll: float) -> None:
+    def _acquire(self, descriptor: int, path: Path, timeout: float | None, poll: float, kind: int) -> None:
         started, told = time.monotonic(), False
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 holder = path.read_text(encoding="utf-8").strip() or "another process"

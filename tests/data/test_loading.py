@@ -4,6 +4,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from wsss import distributed
 from wsss.data import Augment, DataModule, VocLayout, WholeImages, loading
 from wsss.data.loading import EpochSampler, TrainingViews, cores, stable_seed, tag_vector
 
@@ -49,7 +50,8 @@ def numbers(batch: dict[str, torch.Tensor]) -> list[int]:
 
 
 def ranked(monkeypatch: pytest.MonkeyPatch, rank: int, ranks: int, count: int, batch_size: int) -> EpochSampler:
-    monkeypatch.setattr(loading, "_rank", lambda: (rank, ranks))
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
     return EpochSampler(count, seed=SEED, batch_size=batch_size)
 
 

@@ -307,6 +307,11 @@ def test_frozen_batch_norm_keeps_its_statistics_and_learns_its_weights() -> None
     assert moved(*trained(replace(RECIPE, frozen_batch_norm=True))) == WEIGHTS | {"head.weight"}
 
 
+def test_frozen_weights_of_batch_norm_do_not_move_either() -> None:
+    recipe = replace(RECIPE, frozen_batch_norm=True, frozen_batch_norm_weights=True)
+    assert moved(*trained(recipe)) == {"0.0.weight", "1.0.weight", "head.weight"}
+
+
 def test_frozen_stages_do_not_move_at_all() -> None:
     """Neither do the statistics of their batch norm, which need no gradient to drift."""
     second = {name for name in WEIGHTS | STATISTICS if name.startswith("1.")}

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsss import distributed
 from wsss.data.base import ImageSet
 from wsss.data.transforms import Augment, to_tensor
 from wsss.errors import DataError
@@ -57,7 +57,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.count = count
         self.batch_size, self.accumulate = batch_size, accumulate
         self.skip = 0  # images of the next pass that are done already
-        self.rank, self.ranks = _rank()
+        self.rank, self.ranks = distributed.rank(), distributed.world()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass."""
@@ -102,12 +102,6 @@ class EpochLoader(DataLoader[Batch]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Let the next pass begin behind the batches done."""
         self.start = state_dict["batch"]
-
-
-def _rank() -> tuple[int, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 class TrainingViews(Dataset[Batch]):
@@ -221,7 +215,7 @@ class DataModule(pl.LightningDataModule):
         self.data, self.augment, self.batch_size, self.seed, self.masks = data, augment, batch_size, seed, masks
         self.accumulate = 1
         # On two cores a worker process takes from training what it saves in loading.
-        self.workers = worker_count(workers, most=min(8, cores() - 2))
+        self.workers = worker_count(workers, most=min(8, cores() // distributed.local_world() - 2))
 
     @property
     def batches(self) -> int:
@@ -236,8 +230,10 @@ class DataModule(pl.LightningDataModule):
         return EpochLoader(views, batch_size=self.batch_size, sampler=self._sampler(), **self._options())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Whole images of the validation split, one a batch."""
-        return DataLoader(WholeImages(self.data, self.data.ids(self.data.val)), batch_size=1, **self._options())
+        """Whole images of the validation split, one a batch; each process its share, which may be of other length."""
+        images = WholeImages(self.data, self.data.ids(self.data.val))
+        own: dict[str, Any] = {} if distributed.world() == 1 else {"sampler": distributed.share(range(len(images)))}
+        return DataLoader(images, batch_size=1, **own, **self._options())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Labels as int64, which losses take. Lightning calls this with every batch that has reached the device."""

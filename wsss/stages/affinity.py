@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
+from wsss import distributed
 from wsss.build import build as build_node
 from wsss.console import progress
 from wsss.data import DataModule, ImageSet
@@ -15,7 +17,7 @@ from wsss.errors import ConfigError, DataError
 from wsss.models import Classifier
 from wsss.models.boundary import BoundaryNetwork
 from wsss.refine import Refiner
-from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags
+from wsss.stages.context import Context, Outcome, build_recipe, device_of, image_tags, pictures
 from wsss.stages.labels import Source, evaluate, hand_over_threshold, refine_all, shrunk
 from wsss.training.affinity import AffinityShell
 from wsss.training.fit import fit
@@ -49,12 +51,15 @@ def run(context: Context, parts: Parts) -> Outcome:
     ids = data.ids(data.train)
     context.upstream["classifier"].read_weights(parts.classifier)
     hand_over_threshold(context, parts.refiner)
-    paths = {id: data.image_path(id) for id in ids}
-    source, device = Source(context.upstream["seeds"], white=data.white), device_of(config.trainer)
-    refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)
-    check_confident(context)
-    metrics, summary = evaluate(context)  # of the confident labels, which are all that is learnt from
 
+    def confident() -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+        paths = {id: data.image_path(id) for id in ids}
+        source, device = Source(context.upstream["seeds"], white=data.white), device_of(config.trainer)
+        refine_all(artifact, parts.refiner, source, paths, workers=config.workers, device=device)
+        check_confident(context)
+        return evaluate(context)  # of the confident labels, which are all that is learnt from
+
+    metrics, summary = distributed.lead(confident)
     shell = AffinityShell(parts.network, parts.recipe, seed=config.seed, radius=config.affinity.radius)
     module = DataModule(
         context.cached_data(),
@@ -65,8 +70,11 @@ def run(context: Context, parts: Parts) -> Outcome:
         masks=artifact.read_mask,
     )
     fit(shell, module, artifact, config.trainer, loggers=context.tracker.lightning_loggers)
-    artifact.write_weights(parts.network)
+    distributed.lead(lambda: artifact.write_weights(parts.network))
+    artifact.read_weights(parts.network)
     keep_boundaries(context, parts.network, parts.refiner)
+    masks = {"labels": artifact.read_mask, "truth": data.mask}
+    context.tracker.log_images("confident labels", pictures(data, ids, masks))
     facts = {"labels": repr(parts.refiner)}
     return Outcome(metrics, [(f"confident labels: {name}", value) for name, value in summary], image_tags(data), facts)
 
@@ -94,8 +102,9 @@ def keep_boundaries(context: Context, network: BoundaryNetwork, refiner: Refiner
     """
     data, artifact, device = context.data, context.artifact, device_of(context.config.trainer)
     network.eval().to(device)
-    for id in progress(data.ids(data.train), "affinity: boundaries", unit="img"):
+    for id in progress(distributed.share(data.ids(data.train)), "affinity: boundaries", unit="img"):
         if not artifact.has_boundaries(id):
             pixels = data.image(id)
             image = to_unit(to_tensor(shrunk(pixels, refiner.working_size(pixels.shape[:2])))).to(device)
             artifact.write_boundaries(id, network.boundaries(image).cpu().numpy())
+    distributed.barrier()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from omegaconf import DictConfig
 
+from wsss import distributed
 from wsss.build import build as build_node
 from wsss.data import DataModule, ImageSet
 from wsss.metrics.confusion import jsonable
@@ -45,7 +46,8 @@ def run(context: Context, parts: Parts) -> Outcome:
     )
     trainer = fit(shell, module, context.artifact, config.trainer, loggers=context.tracker.lightning_loggers)
     trainer.validate(shell, datamodule=module, verbose=False)
-    context.artifact.write_weights(parts.network)
+    if distributed.leader():
+        context.artifact.write_weights(parts.network)
 
     per_class = shell.average_precisions()
     ap = {name: jsonable(value) for name, value in zip(data.classes, per_class.tolist(), strict=True)}

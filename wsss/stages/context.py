@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from wsss import distributed
 from wsss.artifacts import Artifact
 from wsss.build import build
 from wsss.config import TrainerConfig
@@ -19,6 +20,8 @@ from wsss.data.cache import cached
 from wsss.errors import ConfigError
 from wsss.tracking import Picture, Tracker
 from wsss.training.shells import Recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Context:
     upstream: Mapping[str, Artifact]
     tracker: Tracker
     trained: Artifact | None = None
+
+    def part(self, items: Sequence[T]) -> Sequence[T]:
+        """The images of this run's shard, or groups of them: all, where there is one shard."""
+        return items[self.config.shard.index :: self.config.shard.count]
 
     def cached_data(self) -> ImageSet:
         """The data set for work that reads images again and again: decoded ones are kept as ``cache`` says."""
@@ -102,6 +109,7 @@ def build_recipe(config: DictConfig, network: str) -> Recipe:
                 "bias_lr_factor",
                 "frozen_stages",
                 "frozen_batch_norm",
+                "frozen_batch_norm_weights",
                 "validate_every",
             )
         },
@@ -112,13 +120,18 @@ def device_of(trainer: TrainerConfig) -> torch.device:
     """The device for work outside a Lightning loop: the GPU where there is one and the configuration allows it."""
     if trainer.accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", 0 if isinstance(trainer.devices, (int, str)) else trainer.devices[0])
+    return torch.device("cuda", distributed.device_index(trainer, distributed.local_rank()))
 
 
 def pictures(
     data: ImageSet, ids: Sequence[str], masks: Mapping[str, Callable[[str], np.ndarray | None]], *, count: int = 4
 ) -> list[Picture]:
-    """The first few images of ``ids`` that have objects, with masks to lay over them, for the tracker."""
+    """The first few images of ``ids`` that have objects, with masks to lay over them, for the tracker.
+
+    None in a process that has no tracker, which would read them in vain.
+    """
+    if not distributed.leader():
+        return []
     chosen = [id for id in ids if data.class_ids(id)][:count]
     names = dict(enumerate(label_names(data)))
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,23 @@ def build(config: DictConfig, data: ImageSet) -> Parts:
 def run(context: Context, parts: Parts) -> Outcome:
     """Refine the images that are not done yet, then measure all of them."""
     data, ids = context.data, context.data.ids(context.data.train)
+    chosen = work(context, parts, ids)
+    metrics, summary = evaluate(context)
+    masks = {"labels": context.artifact.read_mask, "truth": data.mask}
+    context.tracker.log_images("pseudo-labels", pictures(data, ids, masks))
+    return Outcome(metrics | chosen, summary, image_tags(data), {"refiner": repr(parts.refiner)})
+
+
+def share(context: Context, parts: Parts) -> int:
+    """Refine the images of this run's shard; how many are left to others."""
+    ids = context.data.ids(context.data.train)
+    work(context, parts, context.part(ids))
+    return sum(not context.artifact.has_mask(id) for id in ids)
+
+
+def work(context: Context, parts: Parts, ids: Sequence[str]) -> dict[str, float]:
+    """Refine those of ``ids`` that are not done yet; the threshold that was handed over, as part of the metrics."""
+    data = context.data
     chosen = hand_over_threshold(context, parts.refiner)
     refine_all(
         context.artifact,
@@ -54,10 +71,7 @@ def run(context: Context, parts: Parts) -> Outcome:
         workers=context.config.workers,
         device=device_of(context.config.trainer),
     )
-    metrics, summary = evaluate(context)
-    masks = {"labels": context.artifact.read_mask, "truth": data.mask}
-    context.tracker.log_images("pseudo-labels", pictures(data, ids, masks))
-    return Outcome(metrics | chosen, summary, image_tags(data), {"refiner": repr(parts.refiner)})
+    return chosen
 
 
 def hand_over_threshold(context: Context, refiner: Refiner) -> dict[str, float]:

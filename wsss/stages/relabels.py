@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from wsss import distributed
 from wsss.build import build as build_node
 from wsss.console import Bar, progress
 from wsss.data import ImageSet
@@ -39,13 +41,30 @@ def run(context: Context, parts: Parts) -> Outcome:
     """Label the images that are not done yet, then measure all of them."""
     data, artifact = context.data, context.artifact
     ids = data.ids(data.train)
+    work(context, parts, ids)
+    metrics, summary = distributed.lead(lambda: labels.evaluate(context))
+    masks = {"labels": artifact.read_mask, "truth": data.mask}
+    context.tracker.log_images("labels of the first segmenter", pictures(data, ids, masks))
+    return Outcome(metrics, summary, image_tags(data))
+
+
+def share(context: Context, parts: Parts) -> int:
+    """Label the images of this run's shard; how many are left to others."""
+    ids = context.data.ids(context.data.train)
+    work(context, parts, context.part(ids))
+    return sum(not context.artifact.has_mask(id) for id in ids)
+
+
+def work(context: Context, parts: Parts, ids: Sequence[str]) -> None:
+    """Label those of ``ids`` that are not done yet, each process of the run its share of them."""
+    data, artifact = context.data, context.artifact
     context.upstream["teacher"].read_weights(parts.network)
     device = device_of(context.config.trainer)
     parts.network.eval().to(device)
-    left = [id for id in ids if not artifact.has_mask(id)]
+    left = distributed.lead(lambda: [id for id in ids if not artifact.has_mask(id)])
     bar: Bar[Any]
     with progress(len(ids), artifact.stage, unit="img", completed=len(ids) - len(left)) as bar:
-        for id in left:
+        for id in distributed.share(left):
             mask = relabel(
                 parts,
                 data.image(id),
@@ -54,11 +73,9 @@ def run(context: Context, parts: Parts) -> Outcome:
                 device=device,
             )
             artifact.write_mask(id, mask)
-            bar.advance()
-    metrics, summary = labels.evaluate(context)
-    masks = {"labels": artifact.read_mask, "truth": data.mask}
-    context.tracker.log_images("labels of the first segmenter", pictures(data, ids, masks))
-    return Outcome(metrics, summary, image_tags(data))
+            bar.advance(distributed.world())
+        distributed.barrier()
+        bar.update(len(ids))
 
 
 def relabel(
@@ -81,5 +98,5 @@ def relabel(
         return parts.inference.labels(parts.network, image, picture=picture, allowed=class_ids)
     probabilities = parts.inference.probabilities(parts.network, image, allowed=class_ids)
     found = parts.inference.decide(probabilities, picture=picture)
-    sure = probabilities.cpu().numpy().max(axis=0) >= confidence
+    sure = np.take_along_axis(probabilities.cpu().numpy(), found[None].astype(np.int64), axis=0)[0] >= confidence
     return np.where(sure, found, np.uint8(IGNORE))

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from wsss import distributed
 from wsss.artifacts import Artifact, Seeds
 from wsss.build import build as build_node
 from wsss.cams import CamMethod, seed_scores
@@ -28,6 +29,7 @@ from wsss.models import Classifier
 from wsss.models.folding import fold_batch_norm
 from wsss.refine.threshold import percentile_scale, threshold
 from wsss.stages.context import Context, Outcome, device_of, image_tags, label_names, pictures
+from wsss.stages.report import PATCH_SIDE, PATCHES_SHOWN, prototype_rows
 from wsss.training.fit import make_trainer
 from wsss.training.shells import to_unit
 
@@ -52,6 +54,45 @@ def run(context: Context, parts: Parts) -> Outcome:
     """Compute the seeds that are not there yet, then measure all of them."""
     config, data, artifact = context.config, context.data, context.artifact
     ids = data.ids(data.train)
+    work(context, parts)
+    metrics, summary = evaluate(context)
+    seeds_at = {"seeds": lambda id: _thresholded(artifact, id, config.evaluation), "truth": data.mask}
+    context.tracker.log_images("seeds", pictures(data, ids, seeds_at))
+    if context.tracker.takes_images:
+        show_prototypes(context)
+    return Outcome(metrics, summary, image_tags(data), {"method": parts.method.describe(parts.network)})
+
+
+def show_prototypes(context: Context) -> None:
+    """Hand the tracker the table of prototypes, where the method has learnt any, with the patches nearest to each."""
+    rows, side = prototype_rows(context.artifact, context.data), PATCH_SIDE
+    blank = [np.full((side, side, 3), 255, np.uint8)] * PATCHES_SHOWN
+    cells = [
+        (
+            context.data.classes[row.class_id - 1],
+            "context" if row.context else "object",
+            view.probability,
+            view.size,
+            np.concatenate([*view.patches, *blank][:PATCHES_SHOWN], axis=1),
+        )
+        for row in rows
+        for view in row.views
+    ]
+    if cells:
+        columns = ["class", "kind", "probability", "cluster size", "nearest patches"]
+        context.tracker.log_table("prototypes", columns, cells)
+
+
+def share(context: Context, parts: Parts) -> int:
+    """Compute the seeds of this run's shard; how many images are left to others."""
+    work(context, parts)
+    return sum(not context.artifact.has_seeds(id) for id in context.data.ids(context.data.train))
+
+
+def work(context: Context, parts: Parts) -> None:
+    """Compute the seeds of this run's shard that are not there yet, each process of the run its share of them."""
+    config, data, artifact = context.config, context.data, context.artifact
+    ids = data.ids(data.train)
     context.upstream["classifier"].read_weights(parts.network)
     network = parts.network
     if config.seeds.fold_batch_norm:
@@ -59,27 +100,32 @@ def run(context: Context, parts: Parts) -> Outcome:
     _fit_method(context, parts.method, network)
 
     # groups over all images, so that a resumed stage computes in the company in which it would have
-    groups = _groups(data, ids, config.seeds.batch_size)
-    left = [group for group in groups if not all(artifact.has_seeds(ids[at]) for at in group)]
-    if left:
+    groups = context.part(_groups(data, ids, config.seeds.batch_size))
+    left = distributed.lead(lambda: [group for group in groups if not all(artifact.has_seeds(ids[at]) for at in group)])
+    own, images = distributed.share(left), sum(map(len, groups))
+    if own:
         loader = DataLoader(
-            ImageGroups(WholeImages(context.cached_data(), ids), left),
+            ImageGroups(WholeImages(context.cached_data(), ids), own),
             batch_size=None,
-            num_workers=worker_count(config.workers, most=max(0, cores() - 2)),
+            num_workers=worker_count(config.workers, most=cores() // distributed.local_world() - 2),
         )
         bar: Bar[Any]
-        with progress(len(ids), "seeds", unit="img", completed=len(ids) - sum(map(len, left))) as bar:
+        with progress(images, "seeds", unit="img", completed=images - sum(map(len, left))) as bar:
             shell = SeedShell(network, parts.method, artifact, ids, config.seeds, bar)
             # a precision of its own: maps of a network that was trained in half precision are still best in full
             trainer = make_trainer(
-                config.trainer, loggers=[], callbacks=[], inference_mode=False, precision=config.seeds.precision
+                config.trainer,
+                loggers=[],
+                callbacks=[],
+                alone=True,  # nothing is exchanged, and shares differ in length
+                inference_mode=False,
+                precision=config.seeds.precision,
             )
             trainer.predict(shell, loader, return_predictions=False)
-
-    metrics, summary = evaluate(context)
-    seeds_at = {"seeds": lambda id: _thresholded(artifact, id, config.evaluation), "truth": data.mask}
-    context.tracker.log_images("seeds", pictures(data, ids, seeds_at))
-    return Outcome(metrics, summary, image_tags(data), {"method": parts.method.describe(parts.network)})
+            distributed.barrier()
+            bar.update(images)
+    else:
+        distributed.barrier()
 
 
 class SeedShell(pl.LightningModule):
@@ -131,7 +177,7 @@ class SeedShell(pl.LightningModule):
         for id, image, classes, maps in zip(ids, images, class_ids, scores, strict=True):
             size = (image.shape[-2], image.shape[-1])
             self.artifact.write_seeds(id, Seeds(np.array(classes), maps.cpu().numpy(), size))
-            self.bar.advance()
+            self.bar.advance(distributed.world())
         return ids
 
 
@@ -147,8 +193,10 @@ def _groups(data: ImageSet, ids: Sequence[str], size: int) -> list[list[int]]:
 
 def _fit_method(context: Context, method: CamMethod, network: Classifier) -> None:
     """Let the method learn from the training images, once; a resumed stage takes back what was learnt."""
-    state = context.artifact.read_tensors("prototypes")
-    if state is None:
+
+    def learn() -> None:
+        if context.artifact.read_tensors("prototypes") is not None:
+            return
         data, device = context.cached_data(), device_of(context.config.trainer)
 
         def images() -> Iterator[tuple[Tensor, Sequence[int]]]:
@@ -158,6 +206,13 @@ def _fit_method(context: Context, method: CamMethod, network: Classifier) -> Non
         state = method.fit(network.to(device), images())
         if state:
             context.artifact.write_tensors("prototypes", state)
+
+    if context.config.shard.count > 1:
+        with context.artifact.locked(part="prototypes"):  # whichever shard comes first learns for all
+            learn()
+    else:
+        distributed.lead(learn)
+    state = context.artifact.read_tensors("prototypes")
     if state:
         method.restore(state)
 
@@ -191,9 +246,10 @@ def evaluate(context: Context) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     steps = config.curve_steps + 1
     thresholds = sorted({round(i / steps, 6) for i in range(1, steps)} | {config.seed_threshold})
     curve = ThresholdCurve(len(names), thresholds)
-    for id in progress(ids, "seeds: evaluation", unit="img"):
+    for id in progress(distributed.share(ids), "seeds: evaluation", unit="img"):
         seeds = context.artifact.read_seeds(id)
         curve.update(data.truth(id), seeds.class_ids, _measured_scores(seeds, config))
+    curve.counts = distributed.total(curve.counts)
     best, miou_best = curve.best()
     metrics = {
         **summarize(curve.confusion(config.seed_threshold), names),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from wsss import distributed
 from wsss.artifacts import write_json
 from wsss.build import build as build_node
 from wsss.config import Labels
@@ -63,7 +64,9 @@ def run(context: Context, parts: Parts) -> Outcome:
     else:
         log.info("%s: the weights of %s, tested in another way", artifact.stage, context.trained.directory)
         context.trained.read_weights(parts.network)
-    artifact.write_weights(parts.network)
+    distributed.lead(lambda: artifact.write_weights(parts.network))
+    if not distributed.leader():  # statistics of batch norm are the leader's
+        artifact.read_weights(parts.network)
 
     metrics, summary = evaluate(context, parts)
     masks = {"prediction": lambda id: artifact.read_mask(id, folder=PREDICTIONS), "truth": data.mask}
@@ -106,8 +109,8 @@ def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple
     config, data, artifact, names = context.config, context.data, context.artifact, label_names(context.data)
     device = device_of(config.trainer)
     network, inference = parts.network.eval().to(device), parts.inference
-    confusion, boundary, per_image = ConfusionMatrix(len(names)), BoundaryFScore(len(names)), {}
-    for id in progress(data.ids(data.val), "segmenter: evaluation", unit="img"):
+    confusion, own = ConfusionMatrix(len(names)), list[tuple[str, bool, BoundaryFScore, Any]]()
+    for id in progress(distributed.share(data.ids(data.val)), "segmenter: evaluation", unit="img"):
         picture = data.image(id)
         labels = inference.labels(
             network,
@@ -116,14 +119,22 @@ def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple
             allowed=data.class_ids(id) if inference.tags else None,
         )
         artifact.write_mask(id, labels, folder=PREDICTIONS)
-        truth = data.mask(id)
+        truth, borders, value = data.mask(id), BoundaryFScore(len(names)), None
         if truth is not None:
             confusion.update(truth, labels)
-            boundary.update(truth, labels)
-            per_image[id] = jsonable(image_miou(truth, labels, len(names)))
+            borders.update(truth, labels)
+            value = jsonable(image_miou(truth, labels, len(names)))
+        own.append((id, truth is not None, borders, value))
+    confusion.counts = distributed.total(confusion.counts)
+    boundary, per_image = BoundaryFScore(len(names)), {}
+    for id, measured, borders, value in distributed.collect(own):  # sums of fractions depend on their order
+        if measured:
+            boundary.merge(borders)
+            per_image[id] = value
     if not data.has_masks(data.val):
         return {"miou": None, "iou": {}, "images": len(data.ids(data.val))}, [("mIoU", "no masks to measure on")]
-    write_json(artifact.directory / "per_image.json", per_image)
+    if distributed.leader():
+        write_json(artifact.directory / "per_image.json", per_image)
     metrics = {
         **summarize(confusion.matrix, names),
         "boundary_f": jsonable(boundary.mean),
@@ -132,7 +143,8 @@ def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple
         },
         "images": len(per_image),
     }
-    context.tracker.log_table("validation IoU", ["class", "iou"], list(metrics["iou"].items()))
+    per_class = [(name, iou, metrics["boundary_f_per_class"][name]) for name, iou in metrics["iou"].items()]
+    context.tracker.log_table("validation IoU", ["class", "iou", "boundary_f"], per_class)
     return metrics, [
         (f"mIoU on {data.val}", metrics["miou"]),
         ("pixel accuracy", metrics["pixel_accuracy"]),

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
+from wsss import distributed
 from wsss.artifacts import Artifact, write_atomically
 from wsss.config import TrainerConfig
 from wsss.console import FitProgress
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 class Checkpoints(pl.Callback):
     """Writes ``last.ckpt`` after every epoch and every few steps, by rename: a kill leaves the one before intact.
+
+    All processes of a run take part, as Lightning asks; the leader writes.
 
     Args:
         path: the file.
@@ -45,11 +48,17 @@ class Checkpoints(pl.Callback):
         stepped, self.step = trainer.global_step != self.step, trainer.global_step
         ends_epoch = batch_idx + 1 == trainer.num_training_batches or trainer.should_stop
         if self.every and stepped and self.step % self.every == 0 and not ends_epoch:
-            write_atomically(self.path, trainer.save_checkpoint)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save."""
-        write_atomically(self.path, trainer.save_checkpoint)
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            write_atomically(self.path, trainer.save_checkpoint)
+        else:
+            trainer.save_checkpoint(self.path)
 
 
 class Trainer(pl.Trainer):
@@ -114,9 +123,10 @@ class KeepBest(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights where they beat the best so far."""
         value = float(trainer.callback_metrics[self.metric])
-        if value > self.best and trainer.is_global_zero:
+        if value > self.best:
             self.best = value
-            self.artifact.write_weights(pl_module.network)  # type: ignore[arg-type]
+            if trainer.is_global_zero:
+                self.artifact.write_weights(pl_module.network)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, so that a resumed run goes on comparing."""
@@ -128,16 +138,21 @@ class KeepBest(pl.Callback):
 
 
 def make_trainer(
-    config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], **options: Any
+    config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], alone: bool = False, **options: Any
 ) -> Trainer:
-    """A Lightning trainer that writes nothing by itself and says nothing by itself."""
+    """A Lightning trainer that writes nothing by itself and says nothing by itself.
+
+    Args:
+        config: where and how it computes.
+        loggers: and ``callbacks``: of Lightning.
+        alone: it works in this process and on its device only, whatever others do.
+        options: further arguments of Lightning's trainer.
+    """
     # deterministic mode would fill every new tensor with NaN, to show reads of memory never written: a tenth of a step
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return Trainer(
         accelerator=config.accelerator,
-        devices=config.devices,
-        strategy=config.strategy,
-        num_nodes=config.num_nodes,
+        **_places(config, alone=alone),
         precision=options.pop("precision", config.precision),
         deterministic=config.deterministic,
         logger=loggers or False,
@@ -150,6 +165,22 @@ def make_trainer(
         log_every_n_steps=1,
         **options,
     )
+
+
+def _places(config: TrainerConfig, *, alone: bool) -> dict[str, Any]:
+    """The devices of a trainer. ``strategy=ddp`` with one process is a single device like any other."""
+    if distributed.world() > 1 and not alone:
+        return {
+            "devices": "auto" if str(config.devices) == "-1" else config.devices,
+            "strategy": config.strategy,
+            "num_nodes": config.num_nodes,
+            "sync_batchnorm": config.sync_batchnorm,
+            "plugins": distributed.environment(),
+        }
+    if not distributed.in_parallel(config):
+        return {"devices": config.devices, "strategy": config.strategy, "num_nodes": config.num_nodes}
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    return {"devices": [distributed.device_index(config, distributed.local_rank())] if on_gpu else 1}
 
 
 def fit(
@@ -182,7 +213,7 @@ def fit(
     with memory_format(shell.network, channels_last=config.channels_last), compilation:
         trainer.fit(shell, datamodule=data, ckpt_path=resume, weights_only=True)
     if recipe.keep == "best_val":
-        if artifact.has_weights:
+        if distributed.lead(lambda: artifact.has_weights):
             artifact.read_weights(shell.network)
         else:
             log.warning("%s: no epoch gave a val/%s; the last weights are kept", artifact.stage, shell.metric)

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from wsss import distributed
 from wsss.data.loading import Batch, stable_seed
 from wsss.data.transforms import Augment
 from wsss.errors import Diverged
@@ -39,6 +41,7 @@ class Recipe:
         accumulate: forward passes of one optimizer step. Their losses are averaged: each batch counts alike, however
             many of its pixels are ignored.
         bias_lr_factor: learning rate of the biases of new layers, relative to their weights.
+        frozen_batch_norm_weights: scale and shift of the pretrained batch norm are not trained.
     """
 
     epochs: int | None
@@ -54,6 +57,7 @@ class Recipe:
     iterations: int | None = None
     accumulate: int = 1
     bias_lr_factor: float = 1.0
+    frozen_batch_norm_weights: bool = False
 
 
 class Shell(pl.LightningModule):
@@ -77,12 +81,17 @@ class Shell(pl.LightningModule):
         self._loss, self._images = torch.zeros(()), 0  # of the epoch so far: sum over images, and their number
         for parameter in frozen:
             parameter.requires_grad_(False)
+        if recipe.frozen_batch_norm_weights:
+            for module in self.network.encoder.modules():
+                if isinstance(module, _BatchNorm):
+                    module.requires_grad_(False)
 
     def configure_optimizers(self) -> Any:
         """Two groups, pretrained and new layers, under one schedule per step.
 
-        Biases of new layers are a third one where they have a learning rate of their own. DeepLab's rates of 1, 10 and
-        20 are ``encoder_lr_factor=0.1`` and ``bias_lr_factor=2`` with the rate of the new weights in the optimiser.
+        Biases of new layers are a third one where they have a learning rate of their own; they do not decay. DeepLab's
+        rates of 1, 10 and 20 are ``encoder_lr_factor=0.1`` and ``bias_lr_factor=2`` with the rate of the new weights in
+        the optimiser.
         """
         pretrained = {id(parameter) for parameter in self.network.encoder.parameters()}
         trained = [(name, p) for name, p in self.network.named_parameters() if p.requires_grad]
@@ -90,9 +99,9 @@ class Shell(pl.LightningModule):
         factors, apart = [self.recipe.encoder_lr_factor, 1.0], self.recipe.bias_lr_factor != 1
         biases = [p for name, p in new if apart and name.rpartition(".")[2] == "bias"]
         weights = [p for _, p in new if not any(p is bias for bias in biases)]
-        groups = [{"params": [p for _, p in trained if id(p) in pretrained]}, {"params": weights}]
+        groups: list[dict[str, Any]] = [{"params": [p for _, p in trained if id(p) in pretrained]}, {"params": weights}]
         if biases:
-            groups.append({"params": biases})
+            groups.append({"params": biases, "weight_decay": 0.0})
             factors.append(self.recipe.bias_lr_factor)
         optimizer = self.recipe.optimizer(groups)
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
@@ -126,21 +135,45 @@ class Shell(pl.LightningModule):
         self._loss, self._images = torch.zeros(()), 0
 
     def on_train_epoch_end(self) -> None:
-        """Log the mean loss of the epoch."""
-        self.log("train/loss", self._loss / self._images, on_step=False, on_epoch=True)
+        """Log the mean loss of the epoch, over the batches of all processes."""
+        loss, images = self._all_losses()
+        self.log_epoch("train/loss", loss.sum() / images.sum())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the mean of a half epoch: Lightning would keep nothing of it."""
-        checkpoint["train_loss"] = {"sum": self._loss, "images": self._images}
+        loss, images = self._all_losses()
+        checkpoint["train_loss"] = {"sum": loss, "images": images}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         if "train_loss" in checkpoint:
-            self._loss, self._images = checkpoint["train_loss"]["sum"], checkpoint["train_loss"]["images"]
+            of = checkpoint["train_loss"]
+            loss, images = torch.as_tensor(of["sum"]).reshape(-1), torch.as_tensor(of["images"]).reshape(-1)
+            self._loss, self._images = loss[distributed.rank()], int(images[distributed.rank()])
+
+    def _all_losses(self) -> tuple[Tensor, Tensor]:
+        """Sum of the loss over images, and their number, by process. All of them call it."""
+        found = distributed.gather((self._loss.cpu(), self._images))
+        return torch.stack([loss for loss, _ in found]), torch.tensor([images for _, images in found])
+
+    def log_epoch(self, name: str, value: Any) -> None:
+        """Log a number of an epoch that all processes have computed alike."""
+        agreed: dict[str, Any] = {} if distributed.world() == 1 else {"sync_dist": True, "reduce_fx": "max"}
+        self.log(name, value, on_step=False, on_epoch=True, **agreed)
 
     def on_train_batch_start(self, _batch: Batch, index: int) -> None:
         """Seed the step."""
         torch.manual_seed(stable_seed(self.seed, self.current_epoch, index, self.global_rank))
+
+    def on_validation_start(self) -> None:
+        """Let every process measure the leader's network, and none wait for the others at an image that it alone has.
+
+        DDP levels buffers at the first pass; a pass that only some processes make would hang there.
+        """
+        distributed.level_buffers(self.network)
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel):
+            wrapper.require_forward_param_sync = False
 
     def on_validation_end(self) -> None:
         """Lightning puts the whole network back into training mode here; frozen batch norm stays frozen."""
@@ -187,9 +220,10 @@ class ClassifierShell(Shell):
 
     def on_validation_epoch_end(self) -> None:
         """Mean average precision over the classes that occur."""
+        self._scores = distributed.collect(self._scores)
         if not self.trainer.sanity_checking:
             scores, tags = self._predictions()
-            self.log("val/map", mean_average_precision(scores, tags))
+            self.log_epoch("val/map", mean_average_precision(scores, tags))
         self._seen, self._scores = self._scores, []
 
     def average_precisions(self) -> np.ndarray:
@@ -247,6 +281,7 @@ class SegmenterShell(Shell):
 
     def on_validation_epoch_end(self) -> None:
         """Dataset mIoU from one confusion matrix."""
+        self._confusion.counts = distributed.total(self._confusion.counts)
         if self.truth is not None and not self.trainer.sanity_checking:
-            self.log("val/miou", miou(self._confusion.matrix))
+            self.log_epoch("val/miou", miou(self._confusion.matrix))
         self._confusion = ConfusionMatrix(self.num_labels)
