@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shlex
@@ -666,3 +667,55 @@ def test_keys_that_came_later_move_no_fingerprint_until_they_are_used(
     one, other = tiny_pipeline(), tiny_pipeline(change)
     assert (one.fingerprint("classifier") != other.fingerprint("classifier")) is moves
     assert "accumulate" not in one.read_config("classifier")["recipe.classifier"]
+
+
+def test_a_forced_training_that_was_killed_is_not_undone(tiny_pipeline: MakePipeline, finished: Pipeline):
+    """What it had set aside holds the weights of before: the next run goes on from the checkpoint."""
+    pipeline = tiny_pipeline()
+    tiny.adopt(pipeline, finished, *tiny.STAGES)
+    artifact = pipeline.artifact("segmenter")
+    checkpoint = artifact.checkpoint.read_bytes()
+    artifact.set_aside()
+    artifact.prepare()
+    assert pipeline._trained("segmenter") is None
+    artifact.checkpoint.write_bytes(checkpoint)
+    assert "weights_of" not in pipeline.make("segmenter").manifest["facts"]
+
+
+def test_a_second_force_keeps_what_a_killed_one_had_set_aside(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline()
+    tiny.adopt(pipeline, finished, *tiny.STAGES)
+    artifact = pipeline.artifact("segmenter")
+    manifest = artifact.manifest
+    artifact.set_aside()
+    artifact.prepare()  # killed here
+    artifact.set_aside()
+    artifact.restore()
+    assert artifact.manifest == manifest
+
+
+def test_of_several_tests_the_weights_trained_last_are_taken(tiny_pipeline: MakePipeline, finished: Pipeline):
+    pipeline = tiny_pipeline("evaluation.scales=[0.5]")
+    stage = pipeline.artifact("segmenter").directory.parent
+    source = finished.artifact("segmenter").directory
+    facts = {
+        "a" * 12: {"created": "2026-01-02", "facts": {}},
+        "b" * 12: {"created": "2026-01-03", "facts": {}},
+        "c" * 12: {"created": "2026-01-04", "facts": {"weights_of": "a" * 12}},
+        "d" * 12 + ".old": {"created": "2026-01-05", "facts": {}},
+        "e" * 12: None,
+    }
+    for name, change in facts.items():
+        shutil.copytree(source, stage / name)
+        manifest = json.loads((source / "manifest.json").read_text())
+        (stage / name / "manifest.json").write_text("{" if change is None else json.dumps(manifest | change))
+    assert pipeline._trained("segmenter").fingerprint == "b" * 12
+
+
+def test_what_an_earlier_stage_was_chosen_with_is_declared_by_the_later_ones(tiny_pipeline: MakePipeline):
+    pipeline = tiny_pipeline("recipe.classifier.keep=best_val", "upstream=build", "evaluation.tags=true")
+    pipeline.make("segmenter")
+    for stage in tiny.STAGES:
+        supervision = pipeline.artifact(stage).manifest["supervision"]
+        assert supervision.startswith("image tags (from masks); val tags (checkpoint)")
+        assert ("(inference)" in supervision) is (stage == "segmenter")

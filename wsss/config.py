@@ -6,6 +6,8 @@ Groups that construct an object (``data``, ``classifier``, ``cam``, ``threshold`
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -65,6 +67,7 @@ class RecipeConfig:
     bias_lr_factor: float = 1.0  # learning rate of the biases of new layers, relative to their weights
     frozen_stages: int = 0  # the first stages of the encoder that are not trained
     frozen_batch_norm: bool = False  # batch norm keeps its pretrained statistics
+    frozen_batch_norm_weights: bool = False  # and its scale and shift
     augment: Any = MISSING
     keep: Keep = Keep.last
     validate_every: int = 1  # epochs between looks at the validation split
@@ -138,20 +141,31 @@ class ReportConfig:
 
 @dataclass
 class TrainerConfig:
-    """Where and how training runs: on one device. Only ``precision`` moves a number by design, and is fingerprinted.
+    """Where and how training runs. What moves a number by design is fingerprinted: ``precision``, and with
+    ``strategy=ddp`` the number of processes (each takes batches of its own) and ``sync_batchnorm``.
 
-    Memory format, compilation and devices move results by rounding alone.
+    Memory format, compilation and the kind of device move results by rounding alone.
     """
 
     accelerator: str = "auto"
-    devices: Any = 1
-    strategy: str = "auto"
-    num_nodes: int = 1
+    devices: Any = 1  # with strategy=ddp: a number, a list, or auto for all
+    strategy: str = "auto"  # ddp: one process for each device
+    num_nodes: int = 1  # machines
+    processes: int | None = None  # of the trainings meant, where another run did them; null: those of this run
+    sync_batchnorm: bool = False  # with ddp, on GPUs: batch norm over the batches of all processes
     precision: str = "32-true"
     deterministic: Any = "warn"  # true: an operation that cannot be deterministic (some on GPUs) ends the run
     channels_last: bool = True  # colours of a pixel side by side in memory: faster on CPUs and tensor cores
     compile: bool = False  # torch.compile of the network while it trains; pays in long trainings on GPUs
     checkpoint_every: int | None = 500  # optimizer steps, beside the end of every epoch; null: there alone
+
+
+@dataclass
+class ShardConfig:
+    """The part of a stage's images that this run does. Moves no number."""
+
+    index: int = 0  # this run does the images index, index + count, ...
+    count: int = 1
 
 
 @dataclass
@@ -188,6 +202,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    shard: ShardConfig = field(default_factory=ShardConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     logger: Any = MISSING
 
@@ -243,7 +258,12 @@ def _check_values(config: DictConfig) -> None:
     )
     affinity = config.recipe.affinity
     require(affinity.keep is Keep.last, "recipe.affinity.keep", "last: nothing is measured along the way")
-    for key, only in (("frozen_stages", 0), ("frozen_batch_norm", False), ("encoder_lr_factor", 1)):
+    for key, only in (
+        ("frozen_stages", 0),
+        ("frozen_batch_norm", False),
+        ("frozen_batch_norm_weights", False),
+        ("encoder_lr_factor", 1),
+    ):
         require(affinity[key] == only, f"recipe.affinity.{key}", f"{only}: the encoder is frozen as a whole")
     require(config.affinity.radius >= 2, "affinity.radius", "2 or more cells")
     for key in ("seeds.scales", "evaluation.scales", "self_training.scales"):
@@ -266,7 +286,31 @@ def _check_values(config: DictConfig) -> None:
     require(trainer.precision in PRECISIONS, "trainer.precision", f"one of {', '.join(PRECISIONS)}")
     every = trainer.checkpoint_every
     require(every is None or every >= 1, "trainer.checkpoint_every", "1 or more optimizer steps, or null")
-    devices = list(trainer.devices) if OmegaConf.is_list(trainer.devices) else trainer.devices
-    single = len(devices) == 1 if isinstance(devices, list) else str(devices) == "1"
-    require(single, "trainer.devices", "1, or a list with one device: the stages run on one device as yet")
-    require(trainer.num_nodes == 1, "trainer.num_nodes", "1: the stages run on one machine as yet")
+    _check_processes(config, require)
+
+
+def _check_processes(config: DictConfig, require: Callable[[bool, str, str], None]) -> None:
+    trainer, shard = config.trainer, config.shard
+    devices, listed = trainer.devices, OmegaConf.is_list(trainer.devices)
+    numbers = list(devices) if listed else str(devices).split(",")
+    known = all(re.fullmatch(r"\d+", str(number).strip()) for number in numbers if str(number).strip())
+    require(
+        (known and (listed or "," in str(devices) or int(devices) > 0) and len(numbers) > 0)
+        or str(devices) in ("auto", "-1"),
+        "trainer.devices",
+        "a number above 0, a list, or auto",
+    )
+    require(trainer.num_nodes >= 1, "trainer.num_nodes", "1 or more")
+    require(trainer.processes is None or trainer.processes >= 1, "trainer.processes", "1 or more, or null")
+    strategies = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+    require(trainer.strategy in strategies, "trainer.strategy", f"one of {', '.join(strategies)}")
+    if trainer.strategy == "auto":
+        single = len(numbers) == 1 and (listed or str(devices) == "1")
+        require(single, "trainer.devices", "1, or a list with one device; for more of them use trainer=ddp")
+        require(trainer.num_nodes == 1, "trainer.num_nodes", "1; for more machines use trainer=ddp")
+    require(shard.count >= 1, "shard.count", "1 or more")
+    require(0 <= shard.index < shard.count, "shard.index", f"from 0 to {shard.count - 1} (shard.count - 1)")
+    if shard.count > 1 and trainer.strategy != "auto":
+        raise ConfigError("shard.count and trainer=ddp both share the work out; use one of them")
+    if shard.count > 1 and config.force:
+        raise ConfigError("force=true would delete what other shards have made; delete the stage's directory instead")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import platform
@@ -20,16 +21,17 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from wsss.artifacts import Artifact, fingerprint
+from wsss import distributed
+from wsss.artifacts import FINGERPRINT_DIGITS, Artifact, fingerprint
 from wsss.build import build
 from wsss.config import Labels, Upstream, check
 from wsss.console import table
 from wsss.data import ImageSet
 from wsss.data.loading import cores
-from wsss.errors import ConfigError, DataError, MissingArtifact
+from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact
 from wsss.stages import affinity, classifier, labels, relabels, seeds, segmenter, threshold
 from wsss.stages.context import Context, Outcome, device_of
-from wsss.tracking import TrackerFactory, Trackers
+from wsss.tracking import NullTracker, TrackerFactory, Trackers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Stage:
         measures: the splits ("train", "val") whose masks its metrics read: masks that come later make it run again.
         build: constructs what the stage works with; called for every stage to run before any of them starts.
         run: does the work and measures it.
+        shared: whether all processes of a run call ``run``, or the leader alone.
+        share: does what belongs to one shard, and tells how many images are left; None: the stage has no shards.
     """
 
     script: str
@@ -57,6 +61,8 @@ class Stage:
     measures: tuple[str, ...]
     build: Callable[[DictConfig, ImageSet], Any]
     run: Callable[[Context, Any], Outcome]
+    shared: bool = True
+    share: Callable[[Context, Any], int] | None = None
 
 
 STAGES: dict[str, Stage] = {
@@ -86,6 +92,7 @@ STAGES: dict[str, Stage] = {
         measures=("train",),
         build=seeds.build,
         run=seeds.run,
+        share=seeds.share,
     ),
     "threshold": Stage(
         script="refine.py",
@@ -96,6 +103,7 @@ STAGES: dict[str, Stage] = {
         measures=(),
         build=threshold.build,
         run=threshold.run,
+        shared=False,
     ),
     "affinity": Stage(
         script="refine.py",
@@ -116,6 +124,8 @@ STAGES: dict[str, Stage] = {
         measures=("train",),
         build=labels.build,
         run=labels.run,
+        shared=False,
+        share=labels.share,
     ),
     "relabels": Stage(
         script="train_seg.py",
@@ -126,6 +136,7 @@ STAGES: dict[str, Stage] = {
         measures=("train",),
         build=relabels.build,
         run=relabels.run,
+        share=relabels.share,
     ),
     "segmenter": Stage(
         script="train_seg.py",
@@ -172,8 +183,14 @@ NOT_HASHED = frozenset(f"data.{key}" for key in ("root", "name", "sbd", "sbd_cou
 ADDED = {
     f"recipe.{network}.{key}": value
     for network in ("classifier", "affinity", "segmenter")
-    for key, value in (("iterations", None), ("accumulate", 1), ("bias_lr_factor", 1), ("augment.fit", True))
-}
+    for key, value in (
+        ("iterations", None),
+        ("accumulate", 1),
+        ("bias_lr_factor", 1),
+        ("frozen_batch_norm_weights", False),
+        ("augment.fit", True),
+    )
+} | {"data.white": None}
 """Keys that came later, with the values that do what was done before: so set, they move no fingerprint."""
 
 
@@ -290,7 +307,12 @@ class Pipeline:
                 lambda node, key: node.get(key) if isinstance(node, dict) else None, path.split("."), resolved
             )
 
-        return {path: _hashable(at(path), path) for path in STAGES[stage].reads}
+        read = {path: _hashable(at(path), path) for path in STAGES[stage].reads}
+        processes = distributed.training_processes(self.config.trainer) if _trains(stage) else 1
+        if processes > 1:  # each takes batches of its own
+            synced = {"trainer.sync_batchnorm": True} if self.config.trainer.sync_batchnorm else {}
+            read |= {"trainer.processes": processes} | synced
+        return read
 
     def data_facts(self) -> dict[str, Any]:
         """What identifies the data: classes, the ids of both splits, and the tags and file size of every image.
@@ -318,9 +340,8 @@ class Pipeline:
 
     def command(self, stage: str) -> str:
         """The shell command that runs ``stage`` with this configuration."""
-        kept = [
-            override for override in self.overrides if override.split("=")[0].lstrip("+") not in ("upstream", "force")
-        ]
+        left_out = ("upstream", "force", "shard.index", "shard.count")
+        kept = [override for override in self.overrides if override.split("=")[0].lstrip("+") not in left_out]
         return shlex.join(["python", STAGES[stage].script, *kept])
 
     def make(self, stage: str) -> Artifact:
@@ -357,6 +378,7 @@ class Pipeline:
 
     def _run_all(self, stages: Sequence[str], *, forced: set[str]) -> None:
         self._check_trainer()
+        self._check_processes(stages)
         # every mistake in the configuration shows here, before the first hour of work
         trackers, parts = build(self.config, "logger") or {}, {}
         self._warn_of_overlap()
@@ -369,6 +391,24 @@ class Pipeline:
             pipeline._run(stage, parts.pop(name), trackers.values(), force=name in forced)
             if stage in pipeline.made:
                 self.made.add(name)
+            if not pipeline.artifact(stage).complete:  # other shards have images left
+                break
+
+    def follow(self) -> None:
+        """Take part, as one of several processes, in the stages that the leader runs, until it says that all is done.
+
+        The leader alone decides what is run, locks, logs and publishes.
+        """
+        while (message := distributed.told()) is not None:
+            name, labels_of, trained = message
+            pipeline = self.with_labels(Labels[labels_of])
+            artifact = pipeline.artifact(name)
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)
+            parts = STAGES[name].build(pipeline.config, self.data)
+            upstream = {need: pipeline.artifact(need) for need in pipeline.needs(name)}
+            other = None if trained is None else Artifact(artifact.root, name, trained)
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)
+            STAGES[name].run(Context(pipeline.config, self.data, artifact, upstream, NullTracker(), other), parts)
 
     def _stage(self, name: str) -> Stage:
         return STAGES[self.owner(name)[1]]
@@ -380,6 +420,22 @@ class Pipeline:
             for key in ("trainer.precision", "seeds.precision"):
                 if OmegaConf.select(self.config, key) == "16-mixed":
                     raise ConfigError(f"{key}=16-mixed needs a GPU, and this run has none. Use bf16-mixed or 32-true")
+        count, train, val = distributed.world(), self.data.train, self.data.val
+        if count > min(len(self.data.ids(train)), len(self.data.ids(val))):
+            raise ConfigError(f"{count} processes, but {train} or {val} has fewer images. Use fewer trainer.devices")
+        if self.config.trainer.sync_batchnorm and count > 1 and device_of(self.config.trainer).type == "cpu":
+            raise ConfigError("trainer.sync_batchnorm=true needs GPUs")
+
+    def _check_processes(self, stages: Iterable[str]) -> None:
+        meant = distributed.training_processes(self.config.trainer)
+        for stage in stages:
+            pipeline, name = self.owner(stage)
+            if _trains(name) and meant != distributed.world() and (self.config.force or not pipeline._trained(name)):
+                raise ConfigError(
+                    f"trainer.processes={meant} says that {stage} is trained by {meant} processes, and this run has "
+                    f"{distributed.world()}. Make {stage} with trainer=ddp trainer.devices={meant}, or leave "
+                    f"trainer.processes out"
+                )
 
     def _warn_of_overlap(self) -> None:
         shared = sorted(set(self.data.ids(self.data.train)) & set(self.data.ids(self.data.val)))
@@ -396,6 +452,8 @@ class Pipeline:
 
     def _run(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
         artifact = self.artifact(name)
+        if self.config.shard.count > 1 and STAGES[name].share and not self._share(name, parts):
+            return
         with artifact.locked():
             if artifact.complete and not force:  # another process finished it while this one waited
                 self._reuse(artifact)
@@ -409,6 +467,25 @@ class Pipeline:
                 raise
             artifact.drop_old()
 
+    def _share(self, name: str, parts: Any) -> bool:
+        """Do the part of this shard, beside others that do theirs; whether all images are there now."""
+        artifact, share, shard = self.artifact(name), STAGES[name].share, self.config.shard
+        assert share is not None
+        with artifact.locked(shared=True):
+            if artifact.complete:
+                return True
+            artifact.directory.mkdir(parents=True, exist_ok=True)
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)
+            upstream = {need: self.artifact(need) for need in self.needs(name)}
+            left = share(Context(self.config, self.data, artifact, upstream, NullTracker()), parts)
+        if left:
+            log.info(
+                "%s: shard %d of %d is done; %d of %d images are left to others. The last of them finishes the stage; "
+                "if one does not come to its end, this does:  %s",
+                name, shard.index, shard.count, left, len(self.data.ids(self.data.train)), self.command(name),
+            )  # fmt: skip
+        return not left
+
     def _work(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
         stage, artifact = STAGES[name], self.artifact(name)
         artifact.prepare()
@@ -418,23 +495,31 @@ class Pipeline:
         with self._tracker(artifact, trackers) as tracker:
             upstream = {need: self.artifact(need) for need in self.needs(name)}
             trained = None if force else self._trained(name)
+            for found in (*upstream.values(), *([trained] if trained else [])):
+                tracker.log_input(found)
+            if stage.shared:
+                distributed.tell((name, self.config.labels.name, trained and trained.fingerprint))
             outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker, trained), parts)
             metrics = outcome.metrics | (self.ceiling() if name == "segmenter" else {})
             artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
             tracker.log_metrics({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
+            tracker.log_output(artifact)
         self.made.add(name)
         table(f"{name}  {artifact.fingerprint}", outcome.summary)
 
     def _trained(self, name: str) -> Artifact | None:
-        """A finished segmenter with the weights of this one, which was tested in another way."""
-        if name != "segmenter":
+        """A finished segmenter with the weights of this one, which was tested in another way: the last one trained."""
+        own = self.artifact(name)
+        if name != "segmenter" or own.checkpoint.is_file():  # a training that was interrupted goes on
             return None
-        own, wanted = self.artifact(name), self.training_fingerprint(name)
-        for path in sorted(own.directory.parent.glob("*/manifest.json")):
+        wanted, found = self.training_fingerprint(name), []
+        for path in own.directory.parent.glob(f"{'[0-9a-f]' * FINGERPRINT_DIGITS}/manifest.json"):
             other = Artifact(own.root, name, path.parent.name)
-            if other != own and other.has_weights and other.manifest.get("training") == wanted:
-                return other
-        return None
+            with contextlib.suppress(CorruptArtifact):  # what is broken helps nobody, and harms nobody here
+                manifest = other.manifest
+                if other != own and other.has_weights and manifest.get("training") == wanted:
+                    found.append(("weights_of" not in manifest["facts"], manifest["created"], other))
+        return max(found, key=lambda item: item[:2])[2] if found else None
 
     def ceiling(self) -> dict[str, float]:
         """``ceiling``: the fully supervised mIoU of the same segmenter, where it has been measured; else nothing."""
@@ -461,6 +546,13 @@ class Pipeline:
         tracker.log_config(OmegaConf.to_container(self.config, resolve=True, enum_to_str=True))  # type: ignore[arg-type]
         return tracker
 
+    def _supervision(self, name: str, outcome: Outcome) -> str:
+        """What the result was learnt or chosen with, here and in earlier stages; not how those were tested."""
+        own = outcome.supervision.split("; ")
+        earlier = [self.artifact(need).manifest["supervision"].split("; ") for need in self.needs(name)]
+        kept = [part for parts in earlier for part in parts if not part.endswith("(inference)")]
+        return "; ".join(dict.fromkeys(own[:1] + kept + own[1:]))
+
     def _manifest(self, name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
         digest = hashlib.sha256(repr(self.data_facts()).encode()).hexdigest()
         return {
@@ -470,7 +562,7 @@ class Pipeline:
             **({"training": self.training_fingerprint(name)} if name == "segmenter" else {}),
             "experiment": self.experiment,
             "seed": self.config.seed,
-            "supervision": outcome.supervision,
+            "supervision": self._supervision(name, outcome),
             "upstream": {need: self.fingerprint(need) for need in self.needs(name)},
             "data": {
                 "name": self.data.name,
@@ -490,6 +582,10 @@ class Pipeline:
             "wall_seconds": round(seconds, 1),
             **environment(),
         }
+
+
+def _trains(stage: str) -> bool:
+    return "trainer.precision" in STAGES[stage].reads
 
 
 def _hashable(value: Any, path: str) -> Any:

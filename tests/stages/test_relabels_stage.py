@@ -64,6 +64,23 @@ def test_unsure_pixels_are_ignored() -> None:
     assert seen(*pixels, class_ids=(1, 2), confidence=0.95) == [255, 255]
 
 
+class Contrary:
+    """A CRF that gives every pixel to the last label."""
+
+    def posteriors(self, image: np.ndarray, probabilities: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.arange(len(unary))[:, None, None] * np.ones_like(unary) for unary in probabilities]
+
+    def to(self, device: str) -> bool:
+        return False
+
+
+def test_the_confidence_is_that_of_the_label_that_is_kept() -> None:
+    """The CRF turns (0.8, 0.2) and (0.3, 0.7) both into class 1."""
+    picture, device = np.array([[(204, 51, 0), (76, 179, 0)]], dtype=np.uint8), torch.device("cpu")
+    contrary = Parts(Pointwise(), Inference(crf=Contrary()))
+    assert relabel(contrary, picture, (1,), confidence=0.5, device=device)[0].tolist() == [255, 1]
+
+
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
