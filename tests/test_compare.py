@@ -25,12 +25,14 @@ from wsss.artifacts import Artifact, read_json
 from wsss.build import build
 from wsss.charts import MOST_CURVES
 from wsss.cli import CONF
-from wsss.compare import compare, main, most_finished, open_pipelines, short_names, to_csv
+from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, short_names, to_csv
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.models import TimmClassifier
 from wsss.sweep import Job, Sweep, expand
 
-SWEEPS = sorted(path.stem for path in (CONF / "sweep").glob("*.yaml"))
+FILES = {path.stem: path.read_text() for path in sorted((CONF / "sweep").glob("*.yaml"))}
+SEARCHES = [name for name, text in FILES.items() if "override /hydra/sweeper" in text]
+SWEEPS = [name for name in FILES if name not in SEARCHES]
 GAMMAS = ("cam.fusion=max,mean", "cam.gamma=1,2")
 Fake = Callable[..., list[Artifact]]
 
@@ -179,20 +181,32 @@ def test_every_job_of_a_sweep_file_composes_and_its_cam_can_be_built(name: str, 
     assert len({OmegaConf.to_yaml(job.config) for job in sweep.jobs}) == len(sweep.jobs) > 4
     for job in sweep.jobs:
         build(job.config, "cam").check(network)
-    if name not in ("seeds_methods", "refiners"):
+    if "python generate_seeds.py" in FILES[name] and name != "seeds_methods":
         assert {tuple(job.config.seeds.scales) for job in sweep.jobs} == {(1.0,)}
 
 
-@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("name", FILES)
 def test_a_sweep_file_holds_parameters_alone_and_names_its_commands(name: str):
     """What it would set at its root loses to an experiment that is named after it."""
-    text = (CONF / "sweep" / f"{name}.yaml").read_text()
+    text = FILES[name]
     node = yaml.safe_load(text)
-    assert set(node) == {"hydra"}
+    assert set(node) - {"defaults"} == {"hydra"}
+    assert ("defaults" in node) == (name in SEARCHES)
     assert set(node["hydra"]) == {"mode", "sweeper"}
-    script = "refine.py" if name == "refiners" else "generate_seeds.py"
-    assert f"python {script:17} +sweep={name} " in text
-    assert f"python -m wsss.compare   +sweep={name} " in text
+    (script,) = (script for script in tiny.SCRIPTS if f"python {script:17} +sweep={name} " in text)
+    if name in SEARCHES:
+        stage = {script: stage for stage, script in zip(tiny.STAGES, tiny.SCRIPTS, strict=True)}[script]
+        assert f"python -m wsss.compare   --store artifacts --stage {stage} " in text
+    else:
+        assert f"python -m wsss.compare   +sweep={name} " in text
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_goes_up_and_is_no_grid(name: str):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    assert yaml.safe_load(FILES[name])["hydra"]["sweeper"]["direction"] == "maximize"
+    with pytest.raises(ConfigError, match="picks its jobs as it runs"):
+        expand(["+experiment=demo", f"+sweep={name}"])
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -216,7 +230,8 @@ def test_rows_are_the_jobs_with_their_numbers(
         assert said in output
 
     out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "plot.png", "table.csv", "table.md"]
+    names = ["curves.png", "plot.png", "table.csv", "table.html", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == names
     found = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
     assert [row["fingerprint"] for row in found] == [artifact.fingerprint for artifact in made]
     assert [float(row["miou_best"]) for row in found] == [artifact.metrics["miou_best"] for artifact in made]
@@ -411,7 +426,180 @@ def test_seeds_without_masks_have_a_row_and_no_plot(overrides, tmp_path: Path):
         pipeline.artifact("seeds").publish({}, {"miou": None, "threshold": 0.3, "images": 8})
     assert main(overrides("cam.gamma=1,2")) == 0
     out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
-    assert sorted(path.name for path in out.iterdir()) == ["table.csv", "table.md"]
+    assert sorted(path.name for path in out.iterdir()) == ["table.csv", "table.html", "table.md"]
+
+
+# --- any artifacts ----------------------------------------------------------------------------------------------------
+
+
+Publish = Callable[..., Artifact]
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Publish:
+    """Publish a made-up artifact: its configuration, what it builds on, its mIoU."""
+
+    def make(
+        stage: str,
+        name: str,
+        config: dict[str, Any],
+        miou: float | None = None,
+        upstream: dict[str, str] | None = None,
+        **more: Any,
+    ) -> Artifact:
+        artifact = Artifact(tmp_path / "store", stage, name)
+        manifest = {
+            "config": config,
+            "upstream": upstream or {},
+            "experiment": "mine",
+            "data": {"name": "own"},
+            "supervision": "image tags",
+            "command": f"python {name}",
+            "created": f"2026-11-21T10:00:{len(list((tmp_path / 'store').glob('*/*'))):02d}",
+        }
+        artifact.prepare()
+        artifact.publish(manifest | more, {"miou": miou, "threshold": 0.3, "map": miou})
+        return artifact
+
+    return make
+
+
+def cam(name: str, **values: Any) -> dict[str, Any]:
+    return {"seed": 0, "cam": {"_target_": f"wsss.cams.{name}", **values}}
+
+
+@pytest.fixture
+def store(publish: Publish, tmp_path: Path) -> Path:
+    """Two classifiers, three sets of seeds over them, and labels of two."""
+    publish("classifier", "c1", {"seed": 0, "classifier": {"_target_": "wsss.models.Vgg", "width": 1}}, 0.9)
+    publish("classifier", "c2", {"seed": 0, "classifier": {"_target_": "wsss.models.Vgg", "width": 2}}, 0.8)
+    publish("seeds", "5a11", cam("Cam"), 0.40, {"classifier": "c1"})
+    publish("seeds", "5a22", cam("LayerCam", stages=[4, 5.0], gamma=2), 0.50, {"classifier": "c1"})
+    publish("seeds", "5b33", cam("LayerCam", stages=[4, 5], gamma=3.0), 0.45, {"classifier": "c2"}, experiment="other")
+    publish("labels", "1a", {"seed": 0, "refiner": {"_target_": "wsss.refine.Refiner"}}, 0.6, {"seeds": "5a11"})
+    publish("labels", "1b", {"seed": 0, "refiner": {"_target_": "wsss.refine.Refiner"}}, 0.7, {"seeds": "5a22"})
+    return tmp_path / "store"
+
+
+def test_what_differs_stands_in_columns_upstream_included(store: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--store", str(store), "--stage", "seeds"]) == 0
+    output = capsys.readouterr().out
+    assert lines(output) == [
+        ["", "width", "cam", "gamma", "miou"],
+        ["", "1", "Cam", "", "40.0"],
+        ["*", "1", "LayerCam", "2", "50.0"],
+        ["", "2", "LayerCam", "3", "45.0"],
+    ]  # stages are the same wherever there are any
+    assert "Supervision of every row: image tags." in output
+    assert "threshold 0.30 in every row." in output
+    assert main(["--store", str(store), "--stage", "labels"]) == 0
+    assert [row[1] for row in lines(capsys.readouterr().out)] == ["cam", "Cam", "LayerCam"]
+    page = (store / "compare" / "mine" / "labels" / "table.md").read_text()
+    assert "| \\* | LayerCam | 70.0 |" in page
+
+
+def test_artifacts_are_named_by_directory_or_fingerprint(store: Path, capsys: pytest.CaptureFixture[str]):
+    names = ["--artifacts", str(store / "seeds" / "5a11"), "5b"]
+    assert main([*names, "--store", str(store)]) == 0
+    output = capsys.readouterr().out
+    assert [row[-1] for row in lines(output)] == ["miou", "40.0", "45.0"]
+    assert "2 experiments" in output
+    assert main(["--store", str(store), "--stage", "seeds", "--experiment", "other"]) == 0
+    assert lines(capsys.readouterr().out) == [["", "job", "miou", "threshold"], ["", "other", "45.0", "0.30"]]
+
+
+def test_the_stage_of_a_store_is_the_one_with_the_most_artifacts(store: Path):
+    comparison, place = compare_artifacts(store=store)
+    assert (comparison.stage, len(comparison.rows)) == ("seeds", 3)
+    assert place == store / "compare" / "2-experiments" / "seeds"
+    comparison, _ = compare_artifacts(store=store, experiment="mine", sort="miou")
+    assert [row.stat("miou").mean for row in comparison.rows] == [0.7, 0.6]  # of equals the latest
+
+
+def test_artifacts_that_differ_in_their_seed_alone_share_a_row(publish: Publish, tmp_path: Path):
+    for seed, miou in ((0, 0.4), (1, 0.5)):
+        publish("seeds", f"a{seed}", {"seed": seed, "cam": {"_target_": "Cam"}}, miou)
+        publish("seeds", f"b{seed}", {"seed": seed, "cam": {"_target_": "LayerCam"}}, miou + 0.1)
+    comparison, _ = compare_artifacts(store=tmp_path / "store")
+    assert comparison.keys == ("cam",)
+    assert [row.stat("miou") for row in comparison.rows] == [(0.45, 0.4, 0.5), (0.55, 0.5, 0.6)]
+
+
+def test_what_configurations_do_not_tell_apart_their_fingerprints_do(publish: Publish, tmp_path: Path):
+    for name in ("aa", "bb"):  # another version of the code
+        publish("seeds", name, cam("Cam"), 0.4)
+    comparison, _ = compare_artifacts(store=tmp_path / "store")
+    assert comparison.keys == ("fingerprint",)
+    assert [row.label() for row in comparison.rows] == ["aa", "bb"]
+
+
+def test_upstream_that_was_deleted_counts_by_its_fingerprint(publish: Publish, tmp_path: Path):
+    for name in ("c1", "c2"):
+        publish("seeds", f"s{name}", cam("Cam"), 0.4, {"classifier": name})
+    comparison, _ = compare_artifacts(store=tmp_path / "store")
+    assert [row.settings["classifier"].text for row in comparison.rows] == ["c1", "c2"]
+
+
+def test_rows_of_different_supervision_say_so(publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    publish("segmenter", "aa", {"seed": 0, "labels": "refined"}, 0.5)
+    publish("segmenter", "bb", {"seed": 0, "labels": "ground_truth"}, 0.6, supervision="train masks")
+    assert main(["--store", str(tmp_path / "store")]) == 0
+    output = capsys.readouterr().out
+    assert [row[-1] for row in lines(output)] == ["supervision", "image tags", "train masks"]
+    page = (tmp_path / "store" / "compare" / "mine" / "segmenter" / "table.html").read_text()
+    assert page.count("train masks") == 3  # in the table, for sorting, and among the artifacts
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--artifacts", "ffff"], ["no finished artifact ffff", "--store"]),
+        (["--artifacts", "5a"], ["5a fits", "5a11", "5a22"]),
+        (["--artifacts", "5a11", "1a"], ["several stages (seeds, labels)"]),
+        (["--artifacts", "1a", "--stage", "seeds"], ["none of the named artifacts is of seeds", "labels"]),
+        (["--stage", "seeds", "--experiment", "demo"], ["experiment demo (there are: mine, other)"]),
+        (["--stage", "affinity"], ["no finished affinity"]),
+        (["--stage", "sed"], ["'sed'", "seeds"]),
+        (["cam=cam"], ["cam=cam", "Use one of them"]),
+    ],
+)
+def test_a_mistake_in_naming_artifacts_is_told_with_code_2(options: list[str], told: list[str], store: Path, capsys):
+    assert main([*options, "--store", str(store)]) == 2
+    output = capsys.readouterr().out
+    assert all(part in output for part in told), output
+
+
+def test_the_experiment_of_a_sweep_is_an_override(capsys: pytest.CaptureFixture[str]):
+    assert main(["--experiment", "demo"]) == 2
+    assert "+experiment=demo" in capsys.readouterr().out
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_holds_everything_and_needs_nothing(store: Path, publish: Publish):
+    publish("seeds", "5c", cam("<b>Cam"), None, {"classifier": "c1"})
+    assert main(["--store", str(store), "--stage", "seeds"]) == 0
+    page = (store / "compare" / "2-experiments" / "seeds" / "table.html").read_text()
+    assert page.count('<tr class="best">') == 1
+    assert "<b>Cam" not in page
+    assert "&lt;b&gt;Cam" in page
+    assert not re.findall(r"(?:src|href)=\"(?!data:image/png;base64,)", page)
+    assert page.count("data:image/png;base64,") == 1  # no curves were measured
+    assert 'data-value="0.5"' in page  # sorted by the number
+    assert 'data-value="-inf"' in page  # not measured: below all others
+    assert page.count("<summary>show</summary>") == 4
+    for part in ("5a22", "image tags", "python 5b33", "python -m wsss.compare --store"):
+        assert part in page
+
+
+def test_the_page_of_a_sweep_lists_what_is_missing(fake: Fake, overrides, tmp_path: Path):
+    fake("cam.gamma=1,2", "seed=0,1", only=lambda job: job.config.cam.gamma == 1)
+    assert main(overrides("cam.gamma=1,2", "seed=0,1")) == 0
+    page = (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.html").read_text()
+    assert "2 jobs are missing" in page
+    assert page[page.index("<h2>Missing</h2>") :].count("python generate_seeds.py") == 2
+    assert '<span class="range">35.0-36.0</span>' in page
 
 
 # --- real sweeps ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
-"""``python -m wsss.compare``: a sweep as a table and a plot, from the artifacts that its jobs left.
+"""``python -m wsss.compare``: a sweep, or any artifacts, as a table, a page and plots. Nothing is computed.
 
     python generate_seeds.py +sweep=lpcam_clusters +experiment=demo upstream=build
     python -m wsss.compare   +sweep=lpcam_clusters +experiment=demo
+    python -m wsss.compare   --store artifacts --stage seeds --experiment demo
+    python -m wsss.compare   --artifacts artifacts/seeds/53cbf2f250e9 0b7f
 
-The same overrides give the same jobs, the same configurations and so the same fingerprints. Nothing is computed.
+The overrides of a sweep give the same jobs, the same configurations and so the same fingerprints. What any other
+artifacts differ in is read from their manifests.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import io
 import logging
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +26,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from wsss import compare_page, differences
 from wsss.artifacts import Artifact, write_text
 from wsss.charts import MOST_CURVES, Bar, Line, Stat, bar_chart, curve_chart, line_chart
 from wsss.cli import USER_ERROR
@@ -65,6 +70,9 @@ VIEWS = {
     "segmenter": View(("miou", "ceiling"), ("miou",)),
 }
 
+LONGEST_LABEL = 80
+"""Letters that leave room for bars and lines beside them."""
+
 LOWER_IS_BETTER = frozenset({"fp", "fn"})
 SEED = "seed"
 """Jobs that differ in this key alone are repetitions of one experiment."""
@@ -80,6 +88,7 @@ class Run:
         command: makes the artifact.
         metrics: the numbers by dotted name, fractions in [0,1]; empty where the artifact is missing.
         curve: pairs of threshold and mIoU, for seeds that have been measured.
+        supervision: what it was learnt or chosen with; empty where that is not recorded.
     """
 
     settings: Mapping[str, Setting]
@@ -87,6 +96,7 @@ class Run:
     command: str
     metrics: Mapping[str, float | None]
     curve: Sequence[tuple[float, float | None]]
+    supervision: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,14 +110,19 @@ class Row:
         """Mean and range of a metric over the runs that have it; None where none has."""
         return _stat(run.metrics.get(metric) for run in self.runs)
 
+    def supervision(self) -> str:
+        """What its runs were learnt or chosen with."""
+        return " / ".join(dict.fromkeys(run.supervision for run in self.runs if run.supervision))
+
     def label(self) -> str:
         """What tells this row apart, in a few words."""
-        return " ".join(setting.text for setting in self.settings.values())
+        words = " ".join(setting.text for setting in self.settings.values())
+        return words if len(words) <= LONGEST_LABEL else f"{words[: LONGEST_LABEL - 3]}..."
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The finished jobs of a sweep as rows, and what is missing.
+    """Finished jobs as rows, and what is missing.
 
     Attributes:
         title: what is compared.
@@ -141,6 +156,11 @@ class Comparison:
         measured = [row for row in self.rows if row.stat(self.best_by)]
         return max(measured, key=lambda row: _rank(row, self.best_by)) if len(measured) > 1 else None
 
+    def supervision(self) -> str | None:
+        """What all rows were learnt or chosen with; None where they differ in it."""
+        found = {row.supervision() for row in self.rows}
+        return found.pop() if len(found) == 1 else None
+
     def constants(self) -> dict[str, float]:
         """The thresholds that are the same in every row: said once, they need no column."""
         found = {}
@@ -151,7 +171,7 @@ class Comparison:
         return found
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Heads and cells: a mark, the keys, the metrics, and the number of seeds where there are several."""
+        """Heads and cells: a mark, the keys, the metrics, the number of seeds and the supervision where they tell."""
         constants, best = self.constants(), self.best()
         metrics = [metric for metric in self.metrics if metric not in constants]
         heads = ["", *short_names(self.keys, taken=metrics).values(), *metrics]
@@ -171,6 +191,10 @@ class Comparison:
             heads.append("n")
             for line, row in zip(cells, self.rows, strict=True):
                 line.append(str(len(row.runs)))
+        if self.supervision() is None:
+            heads.append("supervision")
+            for line, row in zip(cells, self.rows, strict=True):
+                line.append(row.supervision() or "-")
         return heads, cells
 
     def notes(self) -> list[str]:
@@ -182,6 +206,8 @@ class Comparison:
             notes.append("mean (lowest-highest) over n seeds.")
         if VIEWS[self.stage].note and set(VIEWS[self.stage].plotted) & set(self.metrics):
             notes.append(VIEWS[self.stage].note)
+        if self.supervision():
+            notes.append(f"Supervision of every row: {self.supervision()}.")
         return notes
 
 
@@ -226,26 +252,110 @@ def compare(
             f"none of the {len(runs)} jobs has finished {chosen} in {runs[0].artifact.root / chosen}.\n"
             f"Run:  {_sweep_command(chosen, overrides, sweep)}"
         )
-    shown = _check_metrics(metrics, finished, chosen)
-    best_by = sort or (STAGES[chosen].metric if STAGES[chosen].metric in shown else shown[0])
-    shown = shown if best_by in shown else (*shown, *_check_metrics([best_by], finished, chosen))
+    data = pipelines[0].data.name
+    names = [name for name in (sweep.name, sweep.experiment or data) if name]
+    comparison = _comparison(
+        keys,
+        runs,
+        metrics,
+        sort,
+        stage=chosen,
+        title=f"{chosen}: {' on '.join(names)}",
+        fallback=sweep.experiment or data,
+    )
+    return comparison, Path(pipelines[0].config.paths.artifacts) / "compare" / "-".join(names) / chosen
+
+
+def compare_artifacts(
+    names: Sequence[str] = (),
+    *,
+    store: Path | None = None,
+    stage: str | None = None,
+    experiment: str | None = None,
+    metrics: Sequence[str] = (),
+    sort: str | None = None,
+) -> tuple[Comparison, Path]:
+    """Gather any finished artifacts; the columns are what differs between their configurations, upstream included.
+
+    Args:
+        names: directories of artifacts, or their fingerprints (or the beginnings of these) in ``store``.
+        store: all finished artifacts of this store are meant where none is named.
+        stage: the stage to compare; None takes that of the named artifacts, or the one of which the store has most.
+        experiment: those of one experiment alone.
+        metrics: as for ``compare``.
+        sort: as for ``compare``; None puts the oldest first.
+
+    Returns:
+        The comparison, and the directory that its files go to by default.
+
+    Raises:
+        ConfigError: a stage or metric does not exist, a name fits several artifacts, or they are of several stages.
+        MissingArtifact: there is nothing to compare.
+    """
+    if stage is not None and stage not in STAGES:
+        raise ConfigError(f"there is no stage {stage!r}. Choose one of: {', '.join(STAGES)}")
+    root = store or Path("artifacts")
+    found = differences.find(names, store=root) if names else differences.finished(root, stage)
+    found = list({(artifact.directory, artifact.stage): artifact for artifact in found}.values())
+    manifests = {artifact: artifact.manifest for artifact in found}
+    if experiment is not None:
+        found = [artifact for artifact in found if manifests[artifact].get("experiment") == experiment]
+    count = Counter(artifact.stage for artifact in found)
+    if not count:
+        there = sorted({str(manifest.get("experiment")) for manifest in manifests.values()})
+        of = f" of experiment {experiment} (there are: {', '.join(there) or 'none'})" if experiment else ""
+        raise MissingArtifact(f"no finished {stage or 'artifacts'}{of} in {root}. Name another with --store")
+    if names and len(count) > 1 and stage is None:
+        raise ConfigError(f"these artifacts are of several stages ({', '.join(count)}): numbers of one are compared")
+    chosen = stage or max(reversed(STAGES), key=lambda name: count[name])
+    found = [artifact for artifact in found if artifact.stage == chosen]
+    if not found:
+        raise MissingArtifact(f"none of the named artifacts is of {chosen}: they are of {', '.join(count)}")
+    made_with = differences.differing([differences.settings(artifact) for artifact in found])
+    told = [tuple((key, setting.text) for key, setting in settings.items()) for settings in made_with]
+    for artifact, settings, own in zip(found, made_with, told, strict=True):
+        if told.count(own) > 1:
+            settings[differences.FINGERPRINT] = Setting(artifact.fingerprint, artifact.fingerprint)
+    runs = [
+        Run(settings, artifact, manifests[artifact].get("command", ""), *_measured(artifact))
+        for artifact, settings in zip(found, made_with, strict=True)
+    ]
+    keys = tuple(dict.fromkeys(key for run in runs for key in run.settings))
+    experiments = list(dict.fromkeys(str(manifests[artifact].get("experiment", "")) for artifact in found))
+    name = experiments[0] if len(experiments) == 1 else f"{len(experiments)} experiments"
+    comparison = _comparison(keys, runs, metrics, sort, stage=chosen, title=f"{chosen}: {name}", fallback=name)
+    place = "-".join([name.replace(" ", "-"), *(artifact.fingerprint[:4] for artifact in found if names)][:9])
+    return comparison, found[0].root / "compare" / place / chosen
+
+
+def _comparison(
+    keys: Sequence[str],
+    runs: Sequence[Run],
+    metrics: Sequence[str],
+    sort: str | None,
+    *,
+    stage: str,
+    title: str,
+    fallback: str,
+) -> Comparison:
+    finished = [run for run in runs if run.artifact.complete]
+    shown = _check_metrics(metrics, finished, stage)
+    best_by = sort or (STAGES[stage].metric if STAGES[stage].metric in shown else shown[0])
+    shown = shown if best_by in shown else (*shown, *_check_metrics([best_by], finished, stage))
     grouped, rows = group(keys, finished)
     if sort:
         rows = sorted(rows, key=lambda row: _rank(row, sort), reverse=True)
-    data = pipelines[0].data.name
-    names = [name for name in (sweep.name, sweep.experiment or data) if name]
-    comparison = Comparison(
-        title=f"{chosen}: {' on '.join(names)}",
-        stage=chosen,
+    return Comparison(
+        title=title,
+        stage=stage,
         keys=grouped,
         rows=rows,
         runs=finished,
         missing=[run for run in runs if not run.artifact.complete],
         metrics=shown,
         best_by=best_by,
-        fallback=sweep.experiment or data,
+        fallback=fallback,
     )
-    return comparison, Path(pipelines[0].config.paths.artifacts) / "compare" / "-".join(names) / chosen
 
 
 def open_pipelines(sweep: Sweep) -> list[Pipeline]:
@@ -277,9 +387,16 @@ def most_finished(pipelines: Sequence[Pipeline]) -> str | None:
 
 def _run(pipeline: Pipeline, settings: Mapping[str, Setting], stage: str) -> Run:
     artifact = pipeline.artifact(stage)
-    metrics = artifact.metrics if artifact.complete else {}
     build = " upstream=build" if pipeline.needs(stage) else ""
-    return Run(settings, artifact, pipeline.command(stage) + build, numbers(metrics), metrics.get("curve", ()))
+    return Run(settings, artifact, pipeline.command(stage) + build, *_measured(artifact))
+
+
+def _measured(artifact: Artifact) -> tuple[dict[str, float | None], Sequence[tuple[float, float | None]], str]:
+    """Numbers, curve and supervision; nothing where the artifact is not there."""
+    if not artifact.complete:
+        return {}, (), ""
+    metrics = artifact.metrics
+    return numbers(metrics), metrics.get("curve") or (), str(artifact.manifest.get("supervision", ""))
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
@@ -438,13 +555,14 @@ def to_csv(comparison: Comparison) -> str:
     keys = dict.fromkeys([*comparison.keys, *([SEED] if comparison.repeated else [])])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, *comparison.metrics, "stage", "fingerprint", "wall_seconds"])
+    writer.writerow([*keys, *comparison.metrics, "supervision", "stage", "fingerprint", "wall_seconds"])
     for row in comparison.rows:
         for run in row.runs:
             writer.writerow(
                 [
                     *_texts(run, keys),
                     *("" if (value := run.metrics.get(name)) is None else value for name in comparison.metrics),
+                    run.supervision,
                     comparison.stage,
                     run.artifact.fingerprint,
                     run.artifact.manifest.get("wall_seconds", ""),
@@ -558,7 +676,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parse(arguments)
-        comparison, place = compare(options.overrides, stage=options.stage, metrics=options.metrics, sort=options.sort)
+        comparison, place = _gather(options)
         _x_key(comparison, options.x)  # a mistake is told before anything is printed or written
         _print(comparison)
         command = shlex.join(["python", "-m", "wsss.compare", *arguments])
@@ -569,21 +687,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _gather(options: argparse.Namespace) -> tuple[Comparison, Path]:
+    view = {"stage": options.stage, "metrics": options.metrics, "sort": options.sort}
+    if not (options.artifacts or options.store):
+        if options.experiment is not None:
+            raise ConfigError(f"--experiment goes with --store; for a sweep write +experiment={options.experiment}")
+        return compare(options.overrides, **view)
+    if options.overrides:
+        raise ConfigError(
+            f"{options.overrides[0]}: overrides name the jobs of a sweep; --artifacts and --store name artifacts. "
+            f"Use one of them"
+        )
+    return compare_artifacts(options.artifacts, store=options.store, experiment=options.experiment, **view)
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wsss.compare",
-        description="Compare the finished jobs of a sweep: a table, a CSV file and plots. Give it the arguments that "
-        "the sweep was started with; lists and ranges (cam=cam,layercam) are sweeps with or without -m.",
+        description="Compare finished artifacts: a table, a CSV file, an HTML page and plots. Give it the arguments "
+        "that a sweep was started with (lists and ranges as cam=cam,layercam are sweeps with or without -m), or name "
+        "artifacts or a store.",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="OVERRIDE", help="as for the scripts: +sweep=NAME, cam.gamma=1,2, ..."
     )
+    parser.add_argument(
+        "--artifacts", nargs="+", default=[], metavar="NAME", help="directories, or (beginnings of) fingerprints"
+    )
+    parser.add_argument("--store", type=Path, metavar="DIR", help="all artifacts of a stage in it; default: artifacts")
+    parser.add_argument("--experiment", metavar="NAME", help="with --store: those of one experiment")
     parser.add_argument("--stage", help=f"{', '.join(STAGES)}; default: the one with the most finished results")
     parser.add_argument(
         "--metrics", nargs="+", default=[], metavar="NAME", help="numbers of metrics.json, best.precision"
     )
     parser.add_argument("--sort", metavar="METRIC", help="best first by this metric; default: the order of the sweep")
-    parser.add_argument("--x", metavar="KEY", help="the swept number along the plot's axis")
+    parser.add_argument("--x", metavar="KEY", help="the number along the plot's axis")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: <paths.artifacts>/compare/<sweep>-<experiment>/<stage>"
     )
@@ -610,13 +748,14 @@ def _print(comparison: Comparison) -> None:
 def _write(comparison: Comparison, directory: Path, command: str, *, x: str | None) -> None:
     write_text(directory / "table.md", to_markdown(comparison, command))
     write_text(directory / "table.csv", to_csv(comparison))
-    written = ["table.md", "table.csv"]
     drawings: dict[str, Callable[[Path], bool]] = {
         "plot.png": lambda path: plot(comparison, path, x=x),
         "curves.png": lambda path: plot_curves(comparison, path),
     }
-    written += [name for name, draw in drawings.items() if draw(directory / name)]
-    log.info("written to %s: %s", directory, ", ".join(written))
+    drawn = [name for name, draw in drawings.items() if draw(directory / name)]
+    page = compare_page.render(comparison, command, [directory / name for name in drawn])
+    write_text(directory / "table.html", page)
+    log.info("written to %s: %s", directory, ", ".join(["table.md", "table.csv", "table.html", *drawn]))
 
 
 def _sweep_command(stage: str, overrides: Sequence[str], sweep: Sweep) -> str:
@@ -631,4 +770,15 @@ if __name__ == "__main__":
     raise SystemExit(main())
 
 
-__all__ = ["Comparison", "Row", "Run", "compare", "main", "plot", "plot_curves", "to_csv", "to_markdown"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "Run",
+    "compare",
+    "compare_artifacts",
+    "main",
+    "plot",
+    "plot_curves",
+    "to_csv",
+    "to_markdown",
+]
