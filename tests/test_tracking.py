@@ -32,13 +32,13 @@ import pytest
 import pytorch_lightning as pl
 import tiny
 import torch
+import wandb
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
-import wandb
 from wsss import tracking
 from wsss.artifacts import Artifact
 from wsss.cams.prototypes import Prototypes
