@@ -23,11 +23,12 @@ from PIL import Image
 import wsss.compare
 from wsss.artifacts import Artifact, read_json
 from wsss.build import build
-from wsss.charts import MOST_CURVES
+from wsss.charts import MOST_CURVES, Line
 from wsss.cli import CONF
 from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, short_names, to_csv
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.models import TimmClassifier
+from wsss.pipeline import STAGES
 from wsss.sweep import Job, Sweep, expand
 
 FILES = {path.stem: path.read_text() for path in sorted((CONF / "sweep").glob("*.yaml"))}
@@ -368,7 +369,12 @@ def test_many_curves_are_the_best_ones(fake: Fake, overrides, monkeypatch: pytes
     gammas = ",".join(str(1 + index / 100) for index in range(MOST_CURVES + 2))
     fake(f"cam.gamma={gammas}")
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr("wsss.compare.curve_chart", lambda path, shown, **words: drawn.update(words, lines=shown))
+
+    def draw(path: Path, shown: list[Line], **words: Any) -> None:
+        drawn.update(words, lines=shown)
+        path.write_bytes(b"")  # the page takes it in
+
+    monkeypatch.setattr("wsss.compare.curve_chart", draw)
     assert main(overrides(f"cam.gamma={gammas}")) == 0
     assert [line.label for line in drawn["lines"]] == gammas.split(",")[2:]
     assert f"the {MOST_CURVES} best of {MOST_CURVES + 2} by miou" in drawn["title"]
@@ -406,7 +412,7 @@ def test_with_nothing_finished_the_sweep_is_named_with_code_2(fake: Fake, overri
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--stage", "seds"], ["'seds'", "classifier, seeds, threshold, affinity, labels, segmenter"]),
+        (["--stage", "seds"], ["'seds'", ", ".join(STAGES)]),
         (["--metrics", "mioo"], ["'mioo'", "miou_best", "best.precision"]),
         (["--sort", "mioo"], ["'mioo'", "miou_best"]),
     ],
@@ -599,7 +605,7 @@ def test_the_page_of_a_sweep_lists_what_is_missing(fake: Fake, overrides, tmp_pa
     page = (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.html").read_text()
     assert "2 jobs are missing" in page
     assert page[page.index("<h2>Missing</h2>") :].count("python generate_seeds.py") == 2
-    assert '<span class="range">35.0-36.0</span>' in page
+    assert '<span class="range">45.0-46.0</span>' in page
 
 
 # --- real sweeps ------------------------------------------------------------------------------------------------------
