@@ -545,10 +545,14 @@ def test_the_first_that_fails_ends_the_run(
 
 @needs_proc
 def test_an_interrupt_reaches_every_process(tmp_path: Path):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     threading.Timer(1.0, _thread.interrupt_main).start()
     note = "time.sleep(60)"
-    with pytest.raises(KeyboardInterrupt):
-        supervise(tmp_path, note, note)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            supervise(tmp_path, note, note)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not any(_alive(int(path.read_text())) for path in tmp_path.glob("*.pid"))
 
 
