@@ -144,7 +144,9 @@ def test_the_parts_before_a_stage_and_the_new_layers():
     assert [id(p) for p in fused.parameters_up_to(5)] == [id(p) for p in fused.encoder.parameters()]
     recipe = SimpleNamespace(
         frozen_stages=2,
+        frozen_batch_norm_weights=False,
         encoder_lr_factor=0.1,
+        bias_lr_factor=1.0,
         optimizer=partial(torch.optim.SGD, lr=1.0),
         schedule=lambda _step, _steps: 1.0,
     )
