@@ -87,17 +87,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process: exit code, and what it printed on both streams."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        try:
-            code = export.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out + captured.err
-
-    return call
+    return tiny.runner(export.main, capsys)
 
 
 def left() -> list[str]:

@@ -129,17 +129,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process: exit code, and what it printed on both streams."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        try:
-            code = predict.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.out + captured.err
-        return code, captured.out + captured.err
-
-    return call
+    return tiny.runner(predict.main, capsys)
 
 
 # --- results ----------------------------------------------------------------------------------------------------------

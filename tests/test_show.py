@@ -59,16 +59,7 @@ def photo(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process: exit code, and what it printed on both streams."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        try:
-            code = show.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out + captured.err
-
-    return call
+    return tiny.runner(show.main, capsys)
 
 
 @pytest.fixture

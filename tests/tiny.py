@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from itertools import pairwise
@@ -285,6 +285,21 @@ def results(artifact: Artifact) -> dict[str, bytes]:
         for path in sorted(artifact.directory.rglob("*"))
         if path.is_file() and path.name not in ("manifest.json", "last.ckpt")
     }
+
+
+def runner(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command in this process: exit code, and what it printed on both streams, which is no traceback."""
+
+    def call(*arguments: object) -> tuple[int, str]:
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.out + captured.err
+        return code, captured.out + captured.err
+
+    return call
 
 
 def adopt(pipeline: Pipeline, other: Pipeline, *stages: str) -> None:

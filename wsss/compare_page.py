@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from wsss.pages import template
 
 if TYPE_CHECKING:
     from wsss.compare import Comparison
@@ -47,7 +46,7 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         }
         for row, line in zip(comparison.rows, cells, strict=True)
     ]
-    return _template().render(
+    return template("compare_template.html").render(
         comparison=comparison,
         command=command,
         heads=[
@@ -104,18 +103,6 @@ def _artifact(comparison: Comparison, run: Any) -> dict[str, Any]:
 
 def _uri(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("wsss", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("compare_template.html")
 
 
 __all__ = ["render"]

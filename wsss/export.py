@@ -30,7 +30,7 @@ from wsss.cli import INTERRUPTED, USER_ERROR
 from wsss.console import quiet_libraries, setup_logging, table
 from wsss.errors import ConfigError, UserError
 from wsss.inference import SMALLEST_SIDE
-from wsss.predict import Trained, check_parents, explain, load_segmenter, read_picture
+from wsss.predict import Trained, add_segmenter, check_parents, explain, load_segmenter, read_picture
 from wsss.viz import resize_to
 
 log = logging.getLogger("wsss.export")  # run as a command, this module is called __main__
@@ -493,11 +493,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
-        "segmenter",
-        metavar="SEGMENTER",
-        help="its directory (artifacts/segmenter/...), or first digits of its fingerprint below paths.artifacts",
-    )
+    add_segmenter(made)
     made.add_argument("-o", "--out", type=Path, required=True, metavar="FILE", help="the file; replaced if it exists")
     made.add_argument("--format", choices=FORMATS, help="default: as FILE ends (.onnx, .pt, .pt2)")
     made.add_argument("--output", choices=OUTPUTS, default=OUTPUTS[0], help="what comes out; default: logits")

@@ -532,7 +532,9 @@ class Pipeline:
         """The same pipeline with a segmenter that learns from other labels."""
         config = self.config.copy()
         config.labels = labels
-        return Pipeline(config, overrides=self.overrides, experiment=self.experiment, data=self.data)
+        other = Pipeline(config, overrides=self.overrides, experiment=self.experiment, data=self.data)
+        other._facts = self._facts  # of the same images: every file need not be looked at again
+        return other
 
     def _tracker(self, artifact: Artifact, factories: Iterable[TrackerFactory]) -> Trackers:
         directory = Path(self.config.paths.logs) / self.experiment / f"{artifact.stage}-{artifact.fingerprint}"

@@ -1011,6 +1011,15 @@ changed, or have other tags. Exit code 0: all done; 1: some images could not be 
 """
 
 
+def add_segmenter(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a finished segmenter, as ``find_segmenter`` does."""
+    parser.add_argument(
+        "segmenter",
+        metavar="SEGMENTER",
+        help="its directory (artifacts/segmenter/...), or first digits of its fingerprint below paths.artifacts",
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -1021,11 +1030,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument(
-        "segmenter",
-        metavar="SEGMENTER",
-        help="its directory (artifacts/segmenter/...), or first digits of its fingerprint below paths.artifacts",
-    )
+    add_segmenter(made)
     made.add_argument("images", metavar="IMAGE", nargs="+", type=Path, help="image files, or folders of any depth")
     made.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="folder for the results")
     made.add_argument("--overwrite", action="store_true", help="delete the results of an earlier run in OUT first")

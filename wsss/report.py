@@ -12,16 +12,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from wsss import viz
 from wsss.artifacts import write_text
+from wsss.pages import template
 from wsss.palette import voc_palette
 from wsss.types import BACKGROUND, IGNORE
 
@@ -172,27 +171,15 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
 def render_report(data: ReportData) -> str:
     """The page as HTML. Pictures shrink step by step until it keeps to ``SIZE_LIMIT``."""
     context = _context(data)
+    filled = template("report_template.html", percent=_percent, duration=_duration, plain=_plain)
     page = ""
     for width, quality in PICTURE_STEPS:
         galleries = _galleries(data, width=width, quality=quality)
         prototypes = _prototypes(data, side=width // 5, quality=quality)
-        page = _template().render(context, galleries=galleries, prototypes=prototypes)
+        page = filled.render(context, galleries=galleries, prototypes=prototypes)
         if len(page.encode("utf-8")) <= SIZE_LIMIT:
             break
     return page
-
-
-@lru_cache(maxsize=1)
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("wsss", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "duration": _duration, "plain": _plain}
-    return environment.get_template("report_template.html")
 
 
 def _context(data: ReportData) -> dict[str, Any]:

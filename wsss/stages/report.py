@@ -21,12 +21,10 @@ from wsss.cams.prototypes import Prototypes
 from wsss.config import Labels
 from wsss.console import table
 from wsss.data import ImageSet
-from wsss.data.transforms import to_tensor
 from wsss.inference import inference_of
 from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
 from wsss.stages.context import device_of
-from wsss.stages.segmenter import PREDICTIONS
-from wsss.training.shells import to_unit
+from wsss.stages.segmenter import PREDICTIONS, predict
 from wsss.viz import resize_to
 
 if TYPE_CHECKING:
@@ -266,13 +264,5 @@ def _predict(pipeline: Pipeline, ids: Sequence[str]) -> dict[str, np.ndarray]:
     pipeline.artifact("segmenter").read_weights(network)
     device = device_of(config.trainer)
     network.eval().to(device)
-    inference, found = inference_of(config), {}
-    for id in ids:
-        picture = data.image(id)
-        found[id] = inference.labels(
-            network,
-            to_unit(to_tensor(picture)).to(device),
-            picture=picture,
-            allowed=data.class_ids(id) if inference.tags else None,
-        )
-    return found
+    inference = inference_of(config)
+    return {id: predict(network, inference, data, id, device=device) for id in ids}

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 
@@ -103,6 +104,19 @@ def train(context: Context, parts: Parts, *, masks: MaskReader) -> None:
     fit(shell, module, context.artifact, config.trainer, loggers=context.tracker.lightning_loggers)
 
 
+def predict(
+    network: SegmentationNetwork, inference: Inference, data: ImageSet, id: str, *, device: torch.device
+) -> np.ndarray:
+    """The labels ``(H, W)`` uint8 of an image of the set, of its tags alone where the test asks for that."""
+    picture = data.image(id)
+    return inference.labels(
+        network,
+        to_unit(to_tensor(picture)).to(device),
+        picture=picture,
+        allowed=data.class_ids(id) if inference.tags else None,
+    )
+
+
 @torch.inference_mode()
 def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
     """Predict every validation image, keep the masks, and measure them where there is a truth."""
@@ -111,13 +125,7 @@ def evaluate(context: Context, parts: Parts) -> tuple[dict[str, Any], list[tuple
     network, inference = parts.network.eval().to(device), parts.inference
     confusion, own = ConfusionMatrix(len(names)), list[tuple[str, bool, BoundaryFScore, Any]]()
     for id in progress(distributed.share(data.ids(data.val)), "segmenter: evaluation", unit="img"):
-        picture = data.image(id)
-        labels = inference.labels(
-            network,
-            to_unit(to_tensor(picture)).to(device),
-            picture=picture,
-            allowed=data.class_ids(id) if inference.tags else None,
-        )
+        labels = predict(network, inference, data, id, device=device)
         artifact.write_mask(id, labels, folder=PREDICTIONS)
         truth, borders, value = data.mask(id), BoundaryFScore(len(names)), None
         if truth is not None:
