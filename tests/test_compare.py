@@ -25,7 +25,8 @@ from wsss.artifacts import Artifact, read_json
 from wsss.build import build
 from wsss.charts import MOST_CURVES, Line
 from wsss.cli import CONF
-from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, short_names, to_csv
+from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, to_csv
+from wsss.differences import short_names
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.models import TimmClassifier
 from wsss.pipeline import STAGES

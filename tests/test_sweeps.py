@@ -210,7 +210,7 @@ def test_jobs_of_submitit(command: Command, tmp_path: Path):
 def test_jobs_of_ray(command: Command, tmp_path: Path):
     """A cluster of this machine alone."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs pip install '.[ray]'")
-    launcher = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2")
+    launcher = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
     code, output = tiny.execute("refine.py", "-m", *command(*GRID), *launcher, PYTHONUNBUFFERED="1")
     assert code == 0, output
     for stage, count in (("classifier", 1), ("seeds", 2), ("labels", 4)):

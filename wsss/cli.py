@@ -20,6 +20,7 @@ from wsss.console import is_main_process, quiet_libraries, setup_logging
 from wsss.errors import UserError
 from wsss.jobs import USER_ERROR
 from wsss.pipeline import STAGES, Pipeline
+from wsss.report.index import write_index
 from wsss.stages.report import write_reports
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def run_stage(stage: str) -> None:
     def task(pipeline: Pipeline) -> None:
         artifact = pipeline.make(stage)
         if stage == "segmenter" and artifact.complete:
-            write_reports(pipeline)
+            _report(pipeline)
 
     _run(task, stage, [str(CONF.parent / STAGES[stage].script)])
 
@@ -44,9 +45,15 @@ def run_all() -> None:
 
     def task(pipeline: Pipeline) -> None:
         if pipeline.make_all().complete:
-            write_reports(pipeline, headline=True)
+            _report(pipeline, headline=True)
 
     _run(task, "segmenter", ["-m", "wsss"])
+
+
+def _report(pipeline: Pipeline, *, headline: bool = False) -> None:
+    """The page of the experiment, and its line in the index of the store."""
+    write_reports(pipeline, headline=headline)
+    write_index(Path(pipeline.config.paths.artifacts))
 
 
 def _run(task: Callable[[Pipeline], None], stage: str, program: list[str]) -> None:

@@ -32,9 +32,10 @@ from wsss.charts import MOST_CURVES, Bar, Line, Stat, bar_chart, curve_chart, li
 from wsss.cli import USER_ERROR
 from wsss.console import console, format_cell, quiet_libraries, setup_logging, table
 from wsss.data import ImageSet
+from wsss.differences import Setting
 from wsss.errors import ConfigError, MissingArtifact, UserError
 from wsss.pipeline import STAGES, Pipeline
-from wsss.sweep import Setting, Sweep, expand
+from wsss.sweep import Sweep, expand
 
 log = logging.getLogger("wsss.compare")  # run as a command, this module is called __main__
 
@@ -174,7 +175,7 @@ class Comparison:
         """Heads and cells: a mark, the keys, the metrics, the number of seeds and the supervision where they tell."""
         constants, best = self.constants(), self.best()
         metrics = [metric for metric in self.metrics if metric not in constants]
-        heads = ["", *short_names(self.keys, taken=metrics).values(), *metrics]
+        heads = ["", *differences.short_names(self.keys, taken=metrics).values(), *metrics]
         cells = [
             [
                 "*" if row is best else "",
@@ -515,19 +516,6 @@ def _cell(metric: str, row: Row) -> str:
     return mean if stat.low == stat.high else f"{mean} ({low}-{high})"
 
 
-def short_names(keys: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, str]:
-    """Keys by their last part, where it is not ambiguous.
-
-    >>> short_names(["cam.gamma", "recipe.classifier.epochs", "recipe.segmenter.epochs"])
-    {'cam.gamma': 'gamma', 'recipe.classifier.epochs': 'recipe.classifier.epochs', 'recipe.segmenter.epochs': \
-'recipe.segmenter.epochs'}
-    """
-    last = [key.rpartition(".")[2].rpartition("/")[2] for key in keys]
-    return {
-        key: name if last.count(name) == 1 and name not in taken else key for key, name in zip(keys, last, strict=True)
-    }
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -588,7 +576,7 @@ def plot(comparison: Comparison, path: Path, *, x: str | None = None) -> bool:
         bar_chart(path, bars, metrics=metrics, title=comparison.title)
         return True
     rest = [other for other in comparison.keys if other != key]
-    names = short_names(comparison.keys)
+    names = differences.short_names(comparison.keys)
     lines = {name: _lines(comparison.rows, name, key, rest) for name in metrics}
     legend = ", ".join(names[other] for other in rest)
     panels = list(lines.items())
@@ -628,7 +616,7 @@ def _x_key(comparison: Comparison, wanted: str | None) -> str | None:
     if wanted is None:
         several = {key: count for key, count in numeric.items() if count > 1}
         return max(several, key=lambda key: several[key]) if several else None
-    names = short_names(comparison.keys)
+    names = differences.short_names(comparison.keys)
     for key in numeric:
         if wanted in (key, names[key]):
             return key
@@ -651,7 +639,7 @@ def plot_curves(comparison: Comparison, path: Path) -> bool:
         path,
         lines,
         title=f"{comparison.title}{best_of}",
-        legend=", ".join(short_names(comparison.keys).values()),
+        legend=", ".join(differences.short_names(comparison.keys).values()),
         fixed=fixed.pop() if len(fixed) == 1 else None,
     )
     return True

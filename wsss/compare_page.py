@@ -46,7 +46,7 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         }
         for row, line in zip(comparison.rows, cells, strict=True)
     ]
-    return template("compare_template.html").render(
+    return template("compare.html").render(
         comparison=comparison,
         command=command,
         heads=[

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from wsss.artifacts import Artifact
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.pipeline import STAGES, TEACHER
-from wsss.sweep import Setting
 
 FINGERPRINT = "fingerprint"
 """The key that tells artifacts apart whose recorded configurations are the same: their code or data differs."""
 
 _TARGET = "_target_"
+
+
+class Setting(NamedTuple):
+    """What a job sets a key to.
+
+    Attributes:
+        text: as it is written in an override, for example ``[3,4,5]``.
+        value: as Hydra reads it: a number, text, a list, ...
+    """
+
+    text: str
+    value: Any
 
 
 class Option(str):
@@ -147,4 +158,17 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
     return [{key: found[key] for key in kept if key in found} for found in made_with]
 
 
-__all__ = ["FINGERPRINT", "Option", "differing", "find", "finished", "flatten", "settings"]
+def short_names(keys: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, str]:
+    """Keys by their last part, where it is not ambiguous.
+
+    >>> short_names(["cam.gamma", "recipe.classifier.epochs", "recipe.segmenter.epochs"])
+    {'cam.gamma': 'gamma', 'recipe.classifier.epochs': 'recipe.classifier.epochs', 'recipe.segmenter.epochs': \
+'recipe.segmenter.epochs'}
+    """
+    last = [key.rpartition(".")[2].rpartition("/")[2] for key in keys]
+    return {
+        key: name if last.count(name) == 1 and name not in taken else key for key, name in zip(keys, last, strict=True)
+    }
+
+
+__all__ = ["FINGERPRINT", "Option", "Setting", "differing", "find", "finished", "flatten", "settings", "short_names"]

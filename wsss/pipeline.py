@@ -338,6 +338,10 @@ class Pipeline:
             }
         return self._facts
 
+    def data_digest(self) -> str:
+        """SHA-256 of what identifies the data, as manifests record it."""
+        return hashlib.sha256(repr(self.data_facts()).encode()).hexdigest()
+
     def command(self, stage: str) -> str:
         """The shell command that runs ``stage`` with this configuration."""
         left_out = ("upstream", "force", "shard.index", "shard.count")
@@ -556,7 +560,6 @@ class Pipeline:
         return "; ".join(dict.fromkeys(own[:1] + kept + own[1:]))
 
     def _manifest(self, name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
-        digest = hashlib.sha256(repr(self.data_facts()).encode()).hexdigest()
         return {
             "stage": name,
             "version": STAGES[name].version,
@@ -575,7 +578,7 @@ class Pipeline:
                     "train": {"name": self.data.train, "images": len(self.data.ids(self.data.train))},
                     "val": {"name": self.data.val, "images": len(self.data.ids(self.data.val))},
                 },
-                "sha256": digest,
+                "sha256": self.data_digest(),
             },
             "config": self.read_config(name),
             "command": self.command(name),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -19,19 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from wsss.cli import CONF
 from wsss.config import register
+from wsss.differences import Setting
 from wsss.errors import ConfigError
-
-
-class Setting(NamedTuple):
-    """What a job sets a key to.
-
-    Attributes:
-        text: as it is written in an override, for example ``[3,4,5]``.
-        value: as Hydra reads it: a number, text, a list, ...
-    """
-
-    text: str
-    value: Any
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from made_store import NOW, A, B, put, put_chain
 
 from wsss.pipeline import Pipeline
 from wsss.store import read_store
+from wsss.store.details import default_config
 from wsss.store.differences import (
     changed_settings,
-    default_config,
     differences,
     flat,
     in_common,

@@ -17,11 +17,13 @@ from wsss.metrics.confusion import (
     summarize,
     summarize_pseudo_labels,
 )
+from wsss.metrics.paired import PairedDifference, paired_difference
 from wsss.metrics.threshold import ThresholdCurve
 
 __all__ = [
     "BoundaryFScore",
     "ConfusionMatrix",
+    "PairedDifference",
     "ThresholdCurve",
     "average_precision",
     "false_negatives",
@@ -30,6 +32,7 @@ __all__ = [
     "iou",
     "mean_average_precision",
     "miou",
+    "paired_difference",
     "pixel_accuracy",
     "precision",
     "recall",

@@ -23,6 +23,7 @@ from wsss.console import table
 from wsss.data import ImageSet
 from wsss.inference import inference_of
 from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
+from wsss.report.page import HEADLINE
 from wsss.stages.context import device_of
 from wsss.stages.segmenter import PREDICTIONS, predict
 from wsss.viz import resize_to
@@ -31,17 +32,6 @@ if TYPE_CHECKING:
     from wsss.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
-
-HEADLINE = (
-    ("classifier", "map", "classifier mAP"),
-    ("seeds", "miou", "seed mIoU, fixed threshold"),
-    ("seeds", "miou_best", "seed mIoU, best threshold (picked with masks)"),
-    ("labels", "miou", "pseudo-label mIoU"),
-    ("teacher", "miou", "val mIoU before self-training"),
-    ("relabels", "miou", "mIoU of the predicted labels"),
-    ("segmenter", "miou", "final val mIoU"),
-    ("segmenter", "ceiling", "fully supervised ceiling"),
-)
 
 PROTOTYPES_SHOWN = 8
 """Prototypes of one class, and of its context, on the page."""
@@ -81,7 +71,7 @@ def _print_headline(pipeline: Pipeline, path: Path) -> None:
     metrics = {name: pipeline.artifact(name).metrics for name in pipeline.order("segmenter")}
     metrics["segmenter"] |= pipeline.ceiling()
     rows: list[tuple[str, Any]] = [
-        (label, metrics[stage][key]) for stage, key, label in HEADLINE if key in metrics.get(stage, {})
+        (label, metrics[stage][key]) for stage, key, label, _ in HEADLINE if key in metrics.get(stage, {})
     ]
     table(f"{pipeline.experiment} on {pipeline.data.name}", [*rows, ("report", str(path))])
 

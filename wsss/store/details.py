@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any
 
+from omegaconf import OmegaConf
 from rich.text import Text
 from rich.tree import Tree
 
 from wsss.console import console, format_cell, format_seconds
-from wsss.pipeline import STAGES
-from wsss.store.differences import TARGET, changed_settings, default_config, whole_config
+from wsss.pipeline import ADDED, NOT_HASHED, STAGES
+from wsss.show import composed
+from wsss.store.differences import TARGET, changed_settings, flat, whole_config
 from wsss.store.entries import Entry, Store
 from wsss.store.layout import Key
 from wsss.store.printing import format_size, heading, say
@@ -52,6 +56,17 @@ def print_one(store: Store, entry: Entry, *, against: Entry | None) -> None:
     for key, before, after in changes:
         change = after if before == "-" else f"{before} -> {'(not set)' if after == '-' else after}"
         say(f"  {key.removesuffix('.' + TARGET)}: {change}")
+
+
+def default_config(chain: Sequence[Entry]) -> dict[str, Any]:
+    """What the stages of ``chain`` read where no option is given, by dotted key."""
+    whole: Any = OmegaConf.to_container(composed([])[0], resolve=True, enum_to_str=True)
+    found: dict[str, Any] = {}
+    for path in dict.fromkeys(path for entry in chain for path in STAGES[entry.stage].reads):
+        value = reduce(lambda node, key: node.get(key) if isinstance(node, dict) else None, path.split("."), whole)
+        found |= flat(value, path)
+    unread = {key for key, value in found.items() if key in NOT_HASHED or (key in ADDED and ADDED[key] == value)}
+    return {key: value for key, value in found.items() if key not in unread}
 
 
 def _data_words(entry: Entry) -> str:

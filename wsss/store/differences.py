@@ -1,4 +1,4 @@
-"""What configurations differ in, by dotted key: of artifacts among themselves, and from the defaults."""
+"""What the configurations of artifacts differ in, by dotted key."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from wsss.pipeline import ADDED, NOT_HASHED, STAGES
-from wsss.show import composed
+from wsss.pipeline import STAGES
 from wsss.store.entries import Entry, Store
 from wsss.store.layout import Key
 
@@ -46,17 +43,6 @@ def _late_first(key: Key) -> tuple[int, str]:
     return -list(STAGES).index(key[0]), key[1]
 
 
-def default_config(chain: Sequence[Entry]) -> dict[str, Any]:
-    """What the stages of ``chain`` read where no option is given, by dotted key."""
-    whole: Any = OmegaConf.to_container(composed([])[0], resolve=True, enum_to_str=True)
-    found: dict[str, Any] = {}
-    for path in dict.fromkeys(path for entry in chain for path in STAGES[entry.stage].reads):
-        value = reduce(lambda node, key: node.get(key) if isinstance(node, dict) else None, path.split("."), whole)
-        found |= flat(value, path)
-    unread = {key for key, value in found.items() if key in NOT_HASHED or (key in ADDED and ADDED[key] == value)}
-    return {key: value for key, value in found.items() if key not in unread}
-
-
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What tells configurations apart: of each, the settings that others have otherwise.
 
@@ -69,9 +55,9 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     seen: dict[tuple[Any, ...], set[str]] = {}
     keys = list(dict.fromkeys(key for config in configs for key in config))
     for config in configs:
-        nodes = {_node(key) for key in config}
+        nodes = {node_of(key) for key in config}
         for key in keys:
-            if _node(key) in nodes:
+            if node_of(key) in nodes:
                 seen.setdefault(_part(key, config), set()).add(_text(config[key]) if key in config else "")
     return [
         {key: config[key] for key in keys if key in config and len(seen[_part(key, config)]) > 1} for config in configs
@@ -102,11 +88,11 @@ def changed_settings(before: Mapping[str, Any], after: Mapping[str, Any]) -> lis
     [('cam.gamma', '1', '2')]
     """
     found = []
-    shared = {_node(key) for key in before} & {_node(key) for key in after}
+    shared = {node_of(key) for key in before} & {node_of(key) for key in after}
     for key in dict.fromkeys([*after, *before]):
-        texts = [_value(key, config[key]) if key in config else "-" for config in (before, after)]
+        texts = [value_text(key, config[key]) if key in config else "-" for config in (before, after)]
         same_part = _part(key, before) == _part(key, after)
-        if texts[0] != texts[1] and _node(key) in shared and (same_part or key in after):
+        if texts[0] != texts[1] and node_of(key) in shared and (same_part or key in after):
             found.append((key, texts[0], texts[1]))
     return found
 
@@ -131,10 +117,11 @@ def short_keys(keys: Iterable[str]) -> dict[str, str]:
 
 def setting_words(settings: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Settings as one line: ``cam=LayerCam gamma=2``."""
-    return " ".join(f"{names[key]}={_value(key, value)}" for key, value in settings.items())
+    return " ".join(f"{names[key]}={value_text(key, value)}" for key, value in settings.items())
 
 
-def _value(key: str, value: Any) -> str:
+def value_text(key: str, value: Any) -> str:
+    """A setting as text; what is constructed goes by its last name."""
     text = _text(value)
     return text.rpartition(".")[2] if key.endswith(TARGET) else text
 
@@ -145,7 +132,7 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def _node(key: str) -> str:
+def node_of(key: str) -> str:
     """The part of the configuration that stages read or leave as a whole."""
     parts = key.split(".")
     return ".".join(parts[: 1 + (parts[0] in ("recipe", "evaluation", "trainer"))])

@@ -6,11 +6,9 @@ the package, and nothing in the page points outside of it.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,18 +18,13 @@ import numpy as np
 
 from wsss import viz
 from wsss.artifacts import write_text
-from wsss.pages import template
+from wsss.pages import duration, number, percent, plain, template
 from wsss.palette import voc_palette
-from wsss.types import BACKGROUND, IGNORE
+from wsss.report import pictures
+from wsss.report.chart import curve_chart
+from wsss.report.pictures import Classes, fit, has_ignored, overlay_strongest, shrink, tile
 
 BACKGROUND_NAME = "background"
-DASH = "\N{EN DASH}"
-SIZE_LIMIT = 6_000_000
-"""Bytes that a page should not exceed; pictures are made smaller until it does not."""
-
-PICTURE_STEPS = ((320, 80), (320, 60), (240, 60), (160, 50), (96, 40))
-"""Width and quality of the pictures, from the one wanted to the last resort."""
-
 MetricsByStage = Mapping[str, Mapping[str, Any]]
 Fact = tuple[str, str | None]
 
@@ -160,6 +153,11 @@ class ReportData:
     environment: Mapping[str, Any] = field(default_factory=dict)
     palette: np.ndarray = field(default_factory=voc_palette)
 
+    @property
+    def legend(self) -> Classes:
+        """Names and colours of the classes."""
+        return Classes(self.classes, self.palette)
+
 
 def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
     """Render a page and put it at ``path``, whole or not at all. Missing folders are made."""
@@ -169,15 +167,15 @@ def write_report(data: ReportData, path: str | os.PathLike[str]) -> Path:
 
 
 def render_report(data: ReportData) -> str:
-    """The page as HTML. Pictures shrink step by step until it keeps to ``SIZE_LIMIT``."""
+    """The page as HTML. Pictures shrink step by step until it keeps to ``pictures.SIZE_LIMIT``."""
     context = _context(data)
-    filled = template("report_template.html", percent=_percent, duration=_duration, plain=_plain)
+    filled = template("report.html")
     page = ""
-    for width, quality in PICTURE_STEPS:
+    for width, quality in pictures.PICTURE_STEPS:
         galleries = _galleries(data, width=width, quality=quality)
         prototypes = _prototypes(data, side=width // 5, quality=quality)
         page = filled.render(context, galleries=galleries, prototypes=prototypes)
-        if len(page.encode("utf-8")) <= SIZE_LIMIT:
+        if len(page.encode("utf-8")) <= pictures.SIZE_LIMIT:
             break
     return page
 
@@ -191,51 +189,17 @@ def _context(data: ReportData) -> dict[str, Any]:
         "cards": [_card(stage, data, metrics) for stage in data.stages if stage.name in STEPS],
         "summary": _summary(data, metrics),
         "mask_use": [(stage.name, stage.supervision) for stage in data.stages if _uses_masks(stage)],
-        "chart": _curve_chart(metrics["seeds"]),
+        "chart": curve_chart(metrics["seeds"]),
         "table": _class_table(data, metrics),
         "areas": _area_table(metrics),
         "details": [_detail(stage) for stage in data.stages],
         "seconds": sum(seconds) if seconds else None,
         "environment": _flat(data.environment),
-        "heat": [viz.css_color(index, palette=viz.heat_colors(np.linspace(0, 1, 9))) for index in range(9)],
+        "heat": pictures.HEAT,
     }
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
-
-
-def _number(value: object) -> float | None:
-    """A finite number, or None for whatever else a metrics file may hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
-        return None
-    return float(value) if math.isfinite(value) else None
-
-
-def _percent(value: object, digits: int = 1) -> str:
-    """A fraction in percent without its sign, or a dash."""
-    number = _number(value)
-    return DASH if number is None else f"{100 * number:.{digits}f}"
-
-
-def _duration(seconds: float | None) -> str:
-    """Wall time for a reader.
-
-    >>> _duration(4.21), _duration(125), _duration(3725)
-    ('4.2 s', '2 min 05 s', '1 h 02 min')
-    """
-    if seconds is None:
-        return DASH
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _plain(value: object) -> str:
-    """A fact as text; nested ones as JSON."""
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else DASH
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _metrics_by_stage(data: ReportData) -> MetricsByStage:
@@ -254,8 +218,8 @@ def _fully_supervised(stage: StageSummary) -> bool:
 
 def _ceiling(data: ReportData, metrics: MetricsByStage) -> float | None:
     """mIoU of the fully supervised segmenter, from the report's data or the segmenter's own metrics."""
-    ceiling = _number(data.ceiling)
-    return _number(metrics["segmenter"].get("ceiling")) if ceiling is None else ceiling
+    ceiling = number(data.ceiling)
+    return number(metrics["segmenter"].get("ceiling")) if ceiling is None else ceiling
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
@@ -318,20 +282,32 @@ STEPS = {
         "images it has not seen. This is the result.",
     ),
 }
+HEADLINE = (
+    ("classifier", "map", "classifier mAP", "mAP"),
+    ("seeds", "miou", "seed mIoU, fixed threshold", "seeds"),
+    ("seeds", "miou_best", "seed mIoU, best threshold (picked with masks)", "seeds, best"),
+    ("labels", "miou", "pseudo-label mIoU", "labels"),
+    ("teacher", "miou", "val mIoU before self-training", "first val"),
+    ("relabels", "miou", "mIoU of the predicted labels", "relabels"),
+    ("segmenter", "miou", "final val mIoU", "val"),
+    ("segmenter", "ceiling", "fully supervised ceiling", "ceiling"),
+)
+"""Step, key of its metrics, what it is called, and the same in a word; in the order of the pipeline."""
+
 SUPERVISED_TEXT = "The same network trained on true masks: the ceiling that weak supervision is compared with."
 
 
 def _summary(data: ReportData, metrics: MetricsByStage) -> str:
     """The result in one sentence, or nothing where it was not measured."""
-    miou = _number(metrics["segmenter"].get("miou"))
+    miou = number(metrics["segmenter"].get("miou"))
     if miou is None:
         return ""
     if any(_fully_supervised(stage) for stage in data.stages):
-        return f"Trained on true masks, the segmenter reaches {_percent(miou)} % mIoU on validation images."
+        return f"Trained on true masks, the segmenter reaches {percent(miou)} % mIoU on validation images."
     source = "Trained from image tags" + (" and the masks named below" if any(map(_uses_masks, data.stages)) else "")
-    reach = f"{source}, the segmenter reaches {_percent(miou)} % mIoU on validation images"
+    reach = f"{source}, the segmenter reaches {percent(miou)} % mIoU on validation images"
     ratio = _ratio(miou, _ceiling(data, metrics))
-    return f"{reach}." if ratio is None else f"{reach}: {_percent(ratio, 0)} % of what it reaches with true masks."
+    return f"{reach}." if ratio is None else f"{reach}: {percent(ratio, 0)} % of what it reaches with true masks."
 
 
 def _card(stage: StageSummary, data: ReportData, metrics: MetricsByStage) -> dict[str, Any]:
@@ -341,7 +317,7 @@ def _card(stage: StageSummary, data: ReportData, metrics: MetricsByStage) -> dic
     make = FACTS[stage.name]
     return {
         "step": step,
-        "value": _number(stage.metrics.get(step.key)),
+        "value": number(stage.metrics.get(step.key)),
         "text": SUPERVISED_TEXT if supervised else step.text,
         "facts": [(name, value) for name, value in make(data, metrics) if value is not None],
         "final": stage.name == "segmenter",
@@ -355,16 +331,16 @@ def _classifier_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
 
 def _seeds_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
     own = metrics["seeds"]
-    threshold, best, best_at = (_number(own.get(key)) for key in ("threshold", "miou_best", "threshold_best"))
+    threshold, best, best_at = (number(own.get(key)) for key in ("threshold", "miou_best", "threshold_best"))
     at = "" if best_at is None else f" at {best_at:.2f}"
     return [
         ("threshold, fixed", None if threshold is None else f"{threshold:.2f}"),
-        ("best threshold", None if best is None else f"{_percent(best)}{at}"),
+        ("best threshold", None if best is None else f"{percent(best)}{at}"),
     ]
 
 
 def _labels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
-    threshold = _number(metrics["labels"].get("threshold"))
+    threshold = number(metrics["labels"].get("threshold"))
     return [
         ("threshold, chosen without masks", None if threshold is None else f"{threshold:.2f}"),
         *_mask_facts(metrics["labels"], before=metrics["seeds"], title="over the seeds"),
@@ -376,7 +352,7 @@ def _relabels_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
 
 
 def _mask_facts(own: Mapping[str, Any], *, before: Mapping[str, Any], title: str) -> list[Fact]:
-    miou, other = _number(own.get("miou")), _number(before.get("miou"))
+    miou, other = number(own.get("miou")), number(before.get("miou"))
     return [
         (title, None if miou is None or other is None else f"{100 * (miou - other):+.1f} points"),
         ("pixels left undecided", _known(own.get("ignored"), " %")),
@@ -390,10 +366,10 @@ def _teacher_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
 
 def _segmenter_facts(data: ReportData, metrics: MetricsByStage) -> list[Fact]:
     own, ceiling = metrics["segmenter"], _ceiling(data, metrics)
-    ratio = _ratio(_number(own.get("miou")), ceiling)
+    ratio = _ratio(number(own.get("miou")), ceiling)
     return [
         ("with true masks", _known(ceiling)),
-        ("weak / full", None if ratio is None else f"{_percent(ratio, 0)} %"),
+        ("weak / full", None if ratio is None else f"{percent(ratio, 0)} %"),
         ("pixel accuracy", _known(own.get("pixel_accuracy"), " %")),
     ]
 
@@ -410,71 +386,7 @@ FACTS = {
 
 def _known(value: object, suffix: str = "") -> str | None:
     """A fraction in percent, or None."""
-    return None if _number(value) is None else _percent(value) + suffix
-
-
-# Threshold curve ----------------------------------------------------------------------------------------------------
-
-CHART = {"width": 560, "height": 300, "left": 40, "right": 546, "top": 48, "bottom": 258}
-TICK_STEPS = (0.02, 0.05, 0.1, 0.2)
-
-
-def _curve_chart(seeds: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Geometry of the threshold curve in the coordinates of its SVG, or None without at least two points."""
-    pairs = ((_number(threshold), _number(miou)) for threshold, miou in seeds.get("curve") or ())
-    points = sorted((threshold, miou) for threshold, miou in pairs if threshold is not None and miou is not None)
-    if len(points) < 2 or points[0][0] == points[-1][0]:
-        return None
-    low, high, peak = points[0][0], points[-1][0], max(miou for _, miou in points)
-    step = next((step for step in TICK_STEPS if peak <= 5 * step), TICK_STEPS[-1])
-    count = max(1, math.ceil(peak / step - 1e-9))
-
-    def across(threshold: float) -> float:
-        return round(CHART["left"] + (CHART["right"] - CHART["left"]) * (threshold - low) / (high - low), 1)
-
-    def up(miou: float) -> float:
-        return round(CHART["bottom"] - (CHART["bottom"] - CHART["top"]) * miou / (step * count), 1)
-
-    line = " ".join(f"{across(threshold)},{up(miou)}" for threshold, miou in points)
-    return {
-        **CHART,
-        "line": line,
-        "area": f"{CHART['left']},{CHART['bottom']} {line} {CHART['right']},{CHART['bottom']}",
-        "x_ticks": [(across(tick), f"{tick:.2g}") for tick in _ticks(low, high)],
-        "y_ticks": [(up(step * index), f"{100 * step * index:.0f}") for index in range(count + 1)],
-        "marks": [mark for kind in ("fixed", "best") if (mark := _curve_mark(seeds, kind, across, up, (low, high)))],
-    }
-
-
-def _curve_mark(
-    seeds: Mapping[str, Any],
-    kind: str,
-    across: Callable[[float], float],
-    up: Callable[[float], float],
-    span: tuple[float, float],
-) -> dict[str, Any] | None:
-    """The fixed or the best threshold, with its text on the side that has room."""
-    suffix = "" if kind == "fixed" else "_best"
-    threshold, miou = _number(seeds.get(f"threshold{suffix}")), _number(seeds.get(f"miou{suffix}"))
-    if threshold is None or miou is None or not span[0] <= threshold <= span[1]:
-        return None
-    x = across(threshold)
-    side = -1 if x > (CHART["left"] + CHART["right"]) / 2 else 1
-    return {
-        "kind": kind,
-        "x": x,
-        "y": up(miou),
-        "text": f"{kind} {threshold:.2f}: {_percent(miou)} %",
-        "text_x": x + 6 * side,
-        "text_y": CHART["top"] - (30 if kind == "fixed" else 12),
-        "anchor": "start" if side > 0 else "end",
-    }
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """The tenths within a range, or its ends where it holds fewer than two."""
-    tenths = [tick / 10 for tick in range(math.ceil(low * 10 - 1e-9), math.floor(high * 10 + 1e-9) + 1)]
-    return tenths if len(tenths) > 1 else [low, high]
+    return None if number(value) is None else percent(value) + suffix
 
 
 # Tables -------------------------------------------------------------------------------------------------------------
@@ -496,13 +408,17 @@ def _class_table(data: ReportData, metrics: MetricsByStage) -> dict[str, Any] | 
         return None
     names = enumerate((BACKGROUND_NAME, *data.classes))
     rows = [
-        {"name": name, "color": _color(data, index), "values": [_number(values.get(name)) for _, values, _ in columns]}
+        {
+            "name": name,
+            "color": data.legend.color(index),
+            "values": [number(values.get(name)) for _, values, _ in columns],
+        }
         for index, name in names
     ]
     return {
         "titles": [title for title, _, _ in columns],
         "rows": rows,
-        "means": [_number(mean) for _, _, mean in columns],
+        "means": [number(mean) for _, _, mean in columns],
     }
 
 
@@ -511,8 +427,8 @@ def _weak_over_full(data: ReportData, metrics: MetricsByStage) -> tuple[dict[str
     own, full = metrics["segmenter"], data.ceiling_iou
     if full is None or not own.get("iou"):
         return None, None
-    ratios = {name: _ratio(_number(value), _number(full.get(name))) for name, value in own["iou"].items()}
-    return ratios, _ratio(_number(own.get("miou")), _ceiling(data, metrics))
+    ratios = {name: _ratio(number(value), number(full.get(name))) for name, value in own["iou"].items()}
+    return ratios, _ratio(number(own.get("miou")), _ceiling(data, metrics))
 
 
 AREA_TEXTS = {
@@ -525,11 +441,11 @@ AREA_TEXTS = {
 
 def _area_table(metrics: MetricsByStage) -> dict[str, Any] | None:
     """Precision, recall and the two kinds of error of seeds and pseudo-labels, or None if none of them is known."""
-    known = {name for name in STEPS for key in AREA_TEXTS if _number(metrics[name].get(key)) is not None}
+    known = {name for name in STEPS for key in AREA_TEXTS if number(metrics[name].get(key)) is not None}
     stages = [name for name in ("seeds", "labels", "relabels") if name in known]
     if not stages:
         return None
-    rows = [(*texts, [_number(metrics[name].get(key)) for name in stages]) for key, texts in AREA_TEXTS.items()]
+    rows = [(*texts, [number(metrics[name].get(key)) for name in stages]) for key, texts in AREA_TEXTS.items()]
     return {"titles": [STEPS[name].title for name in stages], "rows": rows}
 
 
@@ -539,9 +455,9 @@ def _detail(stage: StageSummary) -> dict[str, Any]:
         "supervision": stage.supervision,
         "fingerprint": stage.fingerprint,
         "artifact": stage.path,
-        "wall time": "" if stage.seconds is None else _duration(stage.seconds),
+        "wall time": "" if stage.seconds is None else duration(stage.seconds),
     }
-    metrics = [(key, _plain(value)) for key, value in stage.metrics.items() if isinstance(value, int | float | str)]
+    metrics = [(key, plain(value)) for key, value in stage.metrics.items() if isinstance(value, int | float | str)]
     return {
         "title": STEPS[stage.name].title if stage.name in STEPS else stage.name,
         "stage": stage,
@@ -555,7 +471,7 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> list[Fact]:
     pairs: list[Fact] = []
     for name, value in facts.items():
         nested = isinstance(value, Mapping)
-        pairs += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", _plain(value))]
+        pairs += _flat(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", plain(value))]
     return pairs
 
 
@@ -573,20 +489,21 @@ def _galleries(data: ReportData, *, width: int, quality: int) -> list[dict[str, 
 def _gallery(data: ReportData, name: str, rows: Sequence[GalleryRow], *, width: int, quality: int) -> dict[str, Any]:
     """All rows of one gallery, each with the same columns; a column that no row can fill is left out."""
     drawn = [_draw(data, row, width) for row in rows]
-    columns = [column for column in COLUMNS if any(column in pictures for pictures, _ in drawn)]
+    columns = [column for column in COLUMNS if any(column in own for own, _ in drawn)]
     return {
         "name": name,
         "columns": columns,
-        "legend": _legend(data, rows),
-        "has_ignored": any(np.any(mask == IGNORE) for row in rows for mask in _masks(row)),
+        "legend": data.legend.legend(mask for row in rows for mask in _masks(row)),
+        "has_ignored": has_ignored(mask for row in rows for mask in _masks(row)),
+        "has_scores": "seeds" in columns,
         "rows": [
             {
                 "row": row,
-                "tags": [_tag(data, tag) for tag in row.tags],
-                "tiles": [_tile(column, pictures.get(column), quality) for column in columns],
-                "strip": [_tile(title, image, quality) for title, image in strip],
+                "tags": [data.legend.tag(tag) for tag in row.tags],
+                "tiles": [tile(column, own.get(column), quality) for column in columns],
+                "strip": [tile(title, image, quality) for title, image in strip],
             }
-            for row, (pictures, strip) in zip(rows, drawn, strict=True)
+            for row, (own, strip) in zip(rows, drawn, strict=True)
         ],
     }
 
@@ -601,34 +518,29 @@ def _draw(data: ReportData, row: GalleryRow, width: int) -> tuple[dict[str, np.n
 
 def _pictures(data: ReportData, row: GalleryRow, width: int) -> dict[str, np.ndarray]:
     """The pictures of one image by column, as far as it has them."""
-    image = _shrink(row.image, width)
-    pictures = {"image": image}
+    image = shrink(row.image, width)
+    drawn = {"image": image}
     if row.scores is not None:
-        strongest = row.scores.max(axis=0, initial=0) if len(row.scores) else np.zeros(row.image.shape[:2], np.float32)
-        pictures["seeds"] = viz.overlay_scores(image, _fit(strongest, image))
+        drawn["seeds"] = overlay_strongest(image, row.scores)
     masks = {"pseudo-label": row.labels, "prediction": row.prediction, "truth": row.truth}
-    for column, mask in masks.items():
-        if mask is not None:
-            labels = _fit(mask, image, nearest=True)
-            pictures[column] = viz.overlay_labels(image, labels, palette=data.palette)
-    return pictures
+    return drawn | {column: data.legend.overlay(image, mask) for column, mask in masks.items() if mask is not None}
 
 
 def _heat_strip(data: ReportData, row: GalleryRow, width: int) -> list[tuple[str, np.ndarray]]:
     """One heat map per class, where there is more than one class to tell apart."""
     if row.scores is None or len(row.scores) < 2:
         return []
-    image = _shrink(row.image, width)
+    image = shrink(row.image, width)
     maps = zip(row.class_ids, row.scores, strict=True)
-    return [(_class_name(data, index), viz.overlay_scores(image, _fit(plane, image))) for index, plane in maps]
+    return [(data.legend.name(index), viz.overlay_scores(image, fit(plane, image))) for index, plane in maps]
 
 
 def _prototypes(data: ReportData, *, side: int, quality: int) -> list[dict[str, Any]]:
     """Class by class, the prototypes of the class and of its context, with their patches ``side`` pixels wide."""
     return [
         {
-            "name": _class_name(data, class_id),
-            "color": _color(data, class_id),
+            "name": data.legend.name(class_id),
+            "color": data.legend.color(class_id),
             "rows": [
                 {
                     "row": row,
@@ -650,44 +562,5 @@ def _prototypes(data: ReportData, *, side: int, quality: int) -> list[dict[str, 
     ]
 
 
-def _shrink(image: np.ndarray, width: int) -> np.ndarray:
-    """An image that fits into a square of ``width`` pixels."""
-    rows, columns = image.shape[:2]
-    return viz.resize_to(image, max(1, min(columns, width, round(width * columns / rows))))
-
-
-def _fit(plane: np.ndarray, image: np.ndarray, *, nearest: bool = False) -> np.ndarray:
-    """A map or mask of any resolution at the resolution of ``image``."""
-    return viz.resize_to(plane, image.shape[1], height=image.shape[0], nearest=nearest)
-
-
-def _tile(title: str, image: np.ndarray | None, quality: int) -> dict[str, Any]:
-    """A picture for the template; one that is missing keeps its place."""
-    if image is None:
-        return {"title": title, "uri": "", "width": 0, "height": 0}
-    height, width = image.shape[:2]
-    return {"title": title, "uri": viz.data_uri(image, quality=quality), "width": width, "height": height}
-
-
 def _masks(row: GalleryRow) -> list[np.ndarray]:
     return [mask for mask in (row.labels, row.prediction, row.truth) if mask is not None]
-
-
-def _legend(data: ReportData, rows: Iterable[GalleryRow]) -> list[Fact]:
-    """Name and colour of each class that the rows show."""
-    shown = {int(label) for row in rows for mask in _masks(row) for label in np.unique(mask)}
-    return [(_class_name(data, index), _color(data, index)) for index in sorted(shown - {BACKGROUND, IGNORE})]
-
-
-def _tag(data: ReportData, name: str) -> Fact:
-    """A tag with its colour; one that is no class has none."""
-    classes = list(data.classes)
-    return name, _color(data, classes.index(name) + 1) if name in classes else None
-
-
-def _class_name(data: ReportData, index: int) -> str:
-    return data.classes[index - 1] if 1 <= index <= len(data.classes) else f"class {index}"
-
-
-def _color(data: ReportData, index: int) -> str:
-    return viz.css_color(index, palette=data.palette)

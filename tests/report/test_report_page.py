@@ -1,54 +1,25 @@
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from html_page import Page
 
-from wsss import report
 from wsss.report import (
     GalleryRow,
     PrototypeRow,
     PrototypeView,
     ReportData,
     StageSummary,
+    pictures,
     render_report,
     write_report,
 )
+from wsss.report import page as module
+from wsss.report.chart import curve_chart
 
-VOID = {"meta", "img", "br", "link", "input", "hr"}
 EVIL = "<b>x"
 RNG = np.random.default_rng(0)
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced and collects text, attributes and the number of each tag."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += " ".join(data.split()) + " "
-
-    def count(self, tag: str, **attributes: str) -> int:
-        return sum(tag == name and attributes.items() <= found.items() for name, found in self.seen)
 
 
 def row(name: str = "img_1", side: int = 24, **parts: object) -> GalleryRow:
@@ -150,20 +121,31 @@ def test_everything_from_the_user_is_escaped(data):
 
 
 def test_curve_marks_lie_on_the_curve(data):
-    chart = report._curve_chart(data.stages[1].metrics)
-    points = chart["line"].split()
+    chart = curve_chart(data.stages[1].metrics)
+    (curve,) = chart["curves"]
+    points = curve["line"].split()
     assert len(points) == 3
-    assert [mark["kind"] for mark in chart["marks"]] == ["fixed", "best"]
-    assert [f"{mark['x']},{mark['y']}" for mark in chart["marks"]] == points[1:]
+    assert [mark["kind"] for mark in curve["marks"]] == ["fixed", "best"]
+    assert [f"{mark['x']},{mark['y']}" for mark in curve["marks"]] == points[1:]
 
 
 @pytest.mark.parametrize("curve", [None, [], [[0.1, 0.2]], [[0.1, None], [0.2, None]]])
 def test_no_chart_without_two_points(curve):
-    assert report._curve_chart({"curve": curve}) is None
+    assert curve_chart({"curve": curve}) is None
 
 
 def test_a_flat_curve_at_zero_can_be_drawn():
-    assert report._curve_chart({"curve": [[0.1, 0.0], [0.2, 0.0]]}) is not None
+    assert curve_chart({"curve": [[0.1, 0.0], [0.2, 0.0]]}) is not None
+
+
+def test_two_curves_share_the_axes():
+    low, high = {"curve": [[0.1, 0.1], [0.5, 0.2]]}, {"curve": [[0.3, 0.1], [0.9, 0.4]]}
+    first, second = curve_chart(low, high)["curves"]
+    ends = [curve["line"].split() for curve in (first, second)]
+    assert ends[0][0].split(",")[1] == ends[1][0].split(",")[1]  # 0.1 lies at one height
+    assert float(ends[0][0].split(",")[0]) == 40.0  # the chart begins at the lowest threshold of both
+    assert float(ends[1][1].split(",")[0]) == 546.0
+    assert curve_chart(low, {})["curves"][1]["line"] == ""
 
 
 def test_no_masks_at_all(data):
@@ -237,14 +219,14 @@ def test_prototypes_are_shown_by_regions(data):
 def test_patches_shrink_with_the_pictures(data, monkeypatch):
     many = replace(data, training_rows=(), validation_rows=(), prototypes=prototypes(160) * 10)
     full = render_report(many)
-    monkeypatch.setattr(report, "SIZE_LIMIT", len(full) * 2 // 3)
+    monkeypatch.setattr(pictures, "SIZE_LIMIT", len(full) * 2 // 3)
     assert len(render_report(many)) <= len(full) * 2 // 3
 
 
 def test_pictures_shrink_until_the_page_fits(data, monkeypatch):
     large = replace(data, training_rows=(), validation_rows=[row(str(index), 320) for index in range(6)])
     full = render_report(large)
-    monkeypatch.setattr(report, "SIZE_LIMIT", len(full) // 2)
+    monkeypatch.setattr(pictures, "SIZE_LIMIT", len(full) // 2)
     assert len(render_report(large)) <= len(full) // 2
     assert len(full) <= 6_000_000
 
@@ -253,7 +235,7 @@ def test_write_is_atomic(data, tmp_path, monkeypatch):
     path = write_report(data, tmp_path / "report" / "index.html")
     before = path.read_text(encoding="utf-8")
     assert before.startswith("<!doctype html>")
-    monkeypatch.setattr(report, "render_report", lambda data: 1 / 0)
+    monkeypatch.setattr(module, "render_report", lambda data: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(data, path)
     assert [file.name for file in path.parent.iterdir()] == ["index.html"]
