@@ -33,7 +33,7 @@ from wsss.artifacts import Artifact, Seeds
 from wsss.config import TrainerConfig
 from wsss.data import DataModule
 from wsss.distributed import Place, interleaved, started
-from wsss.errors import ConfigError, DataError, LockTimeout
+from wsss.errors import ConfigError, DataError, LockTimeout, MissingArtifact
 from wsss.models import Classifier
 from wsss.pipeline import STAGES, Pipeline
 from wsss.stages import segmenter
@@ -206,6 +206,12 @@ def test_the_number_of_processes_is_part_of_what_was_trained(finished: Pipeline,
 def test_results_of_more_processes_are_found_but_not_made(tiny_pipeline: MakePipeline):
     with pytest.raises(ConfigError, match=r"classifier is trained by 2 processes, and this run has 1"):
         tiny_pipeline("trainer.processes=2").make("classifier")
+    pipeline = tiny_pipeline("trainer.processes=2")
+    with pytest.raises(MissingArtifact) as told:
+        pipeline.make("seeds")
+    assert "trainer=ddp trainer.devices=2 trainer.accelerator=cpu" in str(told.value)  # and this would make it
+    assert "trainer.processes" not in str(told.value)
+    assert "trainer.processes=2" in pipeline.command("seeds")
 
 
 # --- together ---------------------------------------------------------------------------------------------------------
@@ -614,7 +620,7 @@ def test_shards_make_the_whole(finished: Pipeline, tiny_pipeline: MakePipeline, 
         (command,) = re.findall(rf"python {script} .*", caplog.text)
         assert "shard." not in command
         assert not first.make(stage).complete  # again: nothing to do, nothing broken
-        before = tiny.files(artifact.directory)
+        before = {name: file for name, file in tiny.files(artifact.directory).items() if name != "seconds.txt"}
         assert second.make(stage).complete
         after = tiny.files(artifact.directory)
         assert {name: after[name] for name in before} == before
@@ -624,10 +630,45 @@ def test_shards_make_the_whole(finished: Pipeline, tiny_pipeline: MakePipeline, 
 def test_a_run_without_shards_finishes_them(finished: Pipeline, tiny_pipeline: MakePipeline):
     shard = tiny_pipeline("shard.index=1", "shard.count=3")
     tiny.adopt(shard, finished, "classifier")
-    assert not shard.make_all().complete  # seeds are missing: nothing after them is begun
-    assert not shard.artifact("labels").directory.exists()
+    assert not shard.make("seeds").complete
     artifact = tiny_pipeline().make("seeds")
     assert tiny.results(artifact) == tiny.results(finished.artifact("seeds"))
+
+
+def test_what_a_shared_stage_builds_on_is_made_whole_by_the_first(
+    finished: Pipeline, tiny_pipeline: MakePipeline, caplog: pytest.LogCaptureFixture
+):
+    """Shards of the labels that each left their part of the seeds to others would never come to the labels."""
+    caplog.set_level("INFO", logger="wsss")
+    shards = [tiny_pipeline(f"shard.index={i}", "shard.count=3", "upstream=build") for i in range(3)]
+    tiny.adopt(shards[0], finished, "classifier")
+    done = [shard.make("labels").complete for shard in shards]
+    assert done == [False, False, True]
+    assert caplog.text.count("seeds: /") == 1
+    for stage in ("seeds", "labels"):
+        assert tiny.results(shards[0].artifact(stage)) == tiny.results(finished.artifact(stage))
+
+
+def test_all_stages_at_once_cannot_be_shared_out(tiny_pipeline: MakePipeline):
+    with pytest.raises(ConfigError, match="shards share out one stage"):
+        tiny_pipeline("shard.index=1", "shard.count=3").make_all()
+
+
+def test_the_wall_time_is_that_of_all_shards(finished: Pipeline, tiny_pipeline: MakePipeline):
+    shards = [tiny_pipeline(f"shard.index={i}", "shard.count=3") for i in range(3)]
+    tiny.adopt(shards[0], finished, "classifier", "seeds")
+    for shard in shards[:2]:
+        shard.make("labels")
+    artifact = shards[2].artifact("labels")
+    artifact.add_seconds(100)  # as one that took longer
+    before = artifact.seconds
+    assert len(before) == 3
+    shards[2].make("labels")
+    parts = artifact.manifest["wall_parts"]
+    assert parts[:3] == before
+    assert len(parts) == 5  # the third shard, and the measuring
+    assert artifact.manifest["wall_seconds"] == pytest.approx(sum(parts), abs=0.3)
+    assert not (artifact.directory / "seconds.txt").exists()
 
 
 def test_groups_of_images_are_shared_out_whole(finished: Pipeline, tiny_pipeline: MakePipeline):

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from wsss.artifacts import Artifact
 from wsss.config import Labels
 from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact
 from wsss.metrics import ThresholdCurve
-from wsss.pipeline import Pipeline
+from wsss.pipeline import STAGES, Pipeline
 from wsss.training.shells import ClassifierShell, SegmenterShell
 
 ALL = set(tiny.STAGES)
@@ -381,6 +382,29 @@ def test_a_killed_stage_goes_on_to_the_same_result(
     if name in ("write_seeds", "write_mask") and stage != "segmenter":
         assert len(kept) == call - 1
     assert {file: after[file] for file in kept} == {file: before[file] for file in kept}
+
+
+def test_the_time_of_an_interrupted_run_counts(
+    finished: Pipeline, tiny_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
+):
+    pipeline = tiny_pipeline()
+    tiny.adopt(pipeline, finished, "classifier", "seeds")
+    whole = STAGES["labels"]
+
+    def interrupted(*arguments: Any) -> None:
+        whole.run(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(STAGES, "labels", replace(whole, run=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.make("labels")
+    artifact = pipeline.artifact("labels")
+    artifact.add_seconds(50)
+    monkeypatch.setitem(STAGES, "labels", whole)
+    pipeline.make("labels")
+    first, told, last = artifact.manifest["wall_parts"]
+    assert told == 50
+    assert artifact.manifest["wall_seconds"] == pytest.approx(first + told + last, abs=0.2)
 
 
 @pytest.mark.parametrize(("network", "owner"), [("classifier", ClassifierShell), ("segmenter", SegmenterShell)])

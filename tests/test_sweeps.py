@@ -211,11 +211,23 @@ def test_jobs_of_ray(command: Command, tmp_path: Path):
     """A cluster of this machine alone."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs pip install '.[ray]'")
     launcher = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
-    code, output = tiny.execute("refine.py", "-m", *command(*GRID), *launcher, PYTHONUNBUFFERED="1")
+    code, output = tiny.execute("refine.py", "-m", *command(*GRID), *launcher)
     assert code == 0, output
     for stage, count in (("classifier", 1), ("seeds", 2), ("labels", 4)):
         assert len(list((tmp_path / "artifacts" / stage).glob("*/manifest.json"))) == count
     assert [record["state"] for record in records(tmp_path)] == ["done"] * 4
+    assert len({record["process"] for record in records(tmp_path)}) == 2
+
+
+@pytest.mark.slow
+def test_shards_on_ray(command: Command, tmp_path: Path):
+    """What the README shows: the shards of a stage are a sweep, and the last of them finishes it."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs pip install '.[ray]'")
+    launcher = ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2")
+    code, output = tiny.execute("refine.py", "-m", *command("shard.count=3", "shard.index=range(3)"), *launcher)
+    assert code == 0, output
+    (labels,) = (tmp_path / "artifacts" / "labels").glob("*/manifest.json")
+    assert len(list((labels.parent / "masks").glob("**/*.png"))) == len(tiny.TRAIN)
 
 
 def test_a_record_is_json_that_a_person_can_read(tmp_path: Path):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import threading
@@ -196,6 +197,24 @@ class Artifact:
         """Write the metrics, then the manifest: from now on the artifact is complete."""
         write_json(self.directory / "metrics.json", metrics)
         write_json(self.directory / "manifest.json", manifest)
+        self._seconds_path.unlink(missing_ok=True)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Wall times of the shards, and of the runs that were interrupted, that have worked on it so far."""
+        if not self._seconds_path.is_file():
+            return []
+        lines = self._seconds_path.read_text(encoding="utf-8").splitlines()
+        return [float(line) for line in lines if re.fullmatch(r"\d+\.\d", line)]  # a killed process ends anywhere
+
+    def add_seconds(self, seconds: float) -> None:
+        """Keep the wall time of a run that leaves the artifact unfinished. Shards may do so at the same time."""
+        with self._seconds_path.open("a", encoding="utf-8") as file:
+            file.write(f"{seconds:.1f}\n")
+
+    @property
+    def _seconds_path(self) -> Path:
+        return self.directory / "seconds.txt"
 
     # --- weights -----------------------------------------------------------------------------------------------
 

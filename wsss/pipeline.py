@@ -344,9 +344,15 @@ class Pipeline:
 
     def command(self, stage: str) -> str:
         """The shell command that runs ``stage`` with this configuration."""
-        left_out = ("upstream", "force", "shard.index", "shard.count")
+        left_out = {"upstream", "force", "shard.index", "shard.count"}
+        trainer = self.config.trainer
+        added = []
+        if trainer.processes and trainer.strategy == "auto" and _trains(stage):  # found so, and not made so
+            left_out |= {"trainer", "trainer.processes", "trainer.devices"}
+            added = ["trainer=ddp", f"trainer.devices={trainer.processes}"]
+            added += ["trainer.accelerator=cpu"] if trainer.accelerator == "cpu" else []
         kept = [override for override in self.overrides if override.split("=")[0].lstrip("+") not in left_out]
-        return shlex.join(["python", STAGES[stage].script, *kept])
+        return shlex.join(["python", STAGES[stage].script, *kept, *added])
 
     def make(self, stage: str) -> Artifact:
         """Run one stage, or reuse its artifact; deal with missing upstream as ``upstream`` says.
@@ -365,11 +371,20 @@ class Pipeline:
                 f"no finished {asked[0]} for this configuration (looked in {self.artifact(asked[0]).directory}).\n"
                 f"Run:  {self.command(asked[0])}     or add upstream=build"
             )
-        self._run_all((*missing, stage), forced={stage} if self.config.force else set())
+        self._run_all((*missing, stage), forced={stage} if self.config.force else set(), script=STAGES[stage].script)
         return artifact
 
     def make_all(self) -> Artifact:
-        """Run the stages in order, reusing what is complete. With ``force=true`` each is done again."""
+        """Run the stages in order, reusing what is complete. With ``force=true`` each is done again.
+
+        Raises:
+            ConfigError: shards are asked for.
+        """
+        if self.config.shard.count > 1:
+            raise ConfigError(
+                "shards share out one stage, and this makes them all. Give shard.index and shard.count to "
+                "generate_seeds.py or refine.py, one after the other"
+            )
         order = self.order("segmenter")
         if self.config.force:
             self._run_all(order, forced=set(order))
@@ -380,7 +395,8 @@ class Pipeline:
             self._run_all([name for name in order if not self.artifact(name).complete], forced=set())
         return self.artifact("segmenter")
 
-    def _run_all(self, stages: Sequence[str], *, forced: set[str]) -> None:
+    def _run_all(self, stages: Sequence[str], *, forced: set[str], script: str = "") -> None:
+        """Run stages. Shards share out those of ``script``; what these build on is made by the one that comes first."""
         self._check_trainer()
         self._check_processes(stages)
         # every mistake in the configuration shows here, before the first hour of work
@@ -392,6 +408,8 @@ class Pipeline:
             parts[name] = STAGES[stage].build(pipeline.config, self.data)
         for name in stages:
             pipeline, stage = self.owner(name)
+            if STAGES[stage].script != script:
+                pipeline = pipeline.whole
             pipeline._run(stage, parts.pop(name), trackers.values(), force=name in forced)
             if stage in pipeline.made:
                 self.made.add(name)
@@ -481,7 +499,11 @@ class Pipeline:
             artifact.directory.mkdir(parents=True, exist_ok=True)
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
             upstream = {need: self.artifact(need) for need in self.needs(name)}
-            left = share(Context(self.config, self.data, artifact, upstream, NullTracker()), parts)
+            started = time.perf_counter()
+            try:
+                left = share(Context(self.config, self.data, artifact, upstream, NullTracker()), parts)
+            finally:
+                artifact.add_seconds(time.perf_counter() - started)
         if left:
             log.info(
                 "%s: shard %d of %d is done; %d of %d images are left to others. The last of them finishes the stage; "
@@ -491,25 +513,35 @@ class Pipeline:
         return not left
 
     def _work(self, name: str, parts: Any, trackers: Iterable[TrackerFactory], *, force: bool) -> None:
-        stage, artifact = STAGES[name], self.artifact(name)
+        artifact = self.artifact(name)
         artifact.prepare()
         log.info("%s: %s", name, artifact.directory)
-        started = time.perf_counter()
         pl.seed_everything(self.config.seed, workers=True, verbose=False)
         with self._tracker(artifact, trackers) as tracker:
-            upstream = {need: self.artifact(need) for need in self.needs(name)}
-            trained = None if force else self._trained(name)
-            for found in (*upstream.values(), *([trained] if trained else [])):
-                tracker.log_input(found)
-            if stage.shared:
-                distributed.tell((name, self.config.labels.name, trained and trained.fingerprint))
-            outcome = stage.run(Context(self.config, self.data, artifact, upstream, tracker, trained), parts)
+            started = time.perf_counter()
+            try:
+                outcome = self._carry_out(name, parts, tracker, force=force)
+            except BaseException:
+                artifact.add_seconds(time.perf_counter() - started)
+                raise
             metrics = outcome.metrics | (self.ceiling() if name == "segmenter" else {})
-            artifact.publish(self._manifest(name, outcome, time.perf_counter() - started), metrics)
+            seconds = [*artifact.seconds, time.perf_counter() - started]
+            artifact.publish(self._manifest(name, outcome, seconds), metrics)
             tracker.log_metrics({key: value for key, value in metrics.items() if isinstance(value, (int, float))})
             tracker.log_output(artifact)
         self.made.add(name)
         table(f"{name}  {artifact.fingerprint}", outcome.summary)
+
+    def _carry_out(self, name: str, parts: Any, tracker: Trackers, *, force: bool) -> Outcome:
+        """Let the stage do its work, in all processes of the run where it is shared."""
+        stage, artifact = STAGES[name], self.artifact(name)
+        upstream = {need: self.artifact(need) for need in self.needs(name)}
+        trained = None if force else self._trained(name)
+        for found in (*upstream.values(), *([trained] if trained else [])):
+            tracker.log_input(found)
+        if stage.shared:
+            distributed.tell((name, self.config.labels.name, trained and trained.fingerprint))
+        return stage.run(Context(self.config, self.data, artifact, upstream, tracker, trained), parts)
 
     def _trained(self, name: str) -> Artifact | None:
         """A finished segmenter with the weights of this one, which was tested in another way: the last one trained."""
@@ -534,8 +566,17 @@ class Pipeline:
 
     def with_labels(self, labels: Labels) -> Pipeline:
         """The same pipeline with a segmenter that learns from other labels."""
+        return self._alike(labels=labels)
+
+    @cached_property
+    def whole(self) -> Pipeline:
+        """The same pipeline without shards: this one, if it has none."""
+        return self._alike(shard={"index": 0, "count": 1}) if self.config.shard.count > 1 else self
+
+    def _alike(self, **changes: Any) -> Pipeline:
         config = self.config.copy()
-        config.labels = labels
+        for key, value in changes.items():
+            OmegaConf.update(config, key, value)
         other = Pipeline(config, overrides=self.overrides, experiment=self.experiment, data=self.data)
         other._facts = self._facts  # of the same images: every file need not be looked at again
         return other
@@ -559,7 +600,7 @@ class Pipeline:
         kept = [part for parts in earlier for part in parts if not part.endswith("(inference)")]
         return "; ".join(dict.fromkeys(own[:1] + kept + own[1:]))
 
-    def _manifest(self, name: str, outcome: Outcome, seconds: float) -> dict[str, Any]:
+    def _manifest(self, name: str, outcome: Outcome, seconds: Sequence[float]) -> dict[str, Any]:
         return {
             "stage": name,
             "version": STAGES[name].version,
@@ -584,7 +625,8 @@ class Pipeline:
             "command": self.command(name),
             "facts": dict(outcome.facts),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "wall_seconds": round(seconds, 1),
+            "wall_seconds": round(sum(seconds), 1),  # of all runs and shards that worked on it
+            "wall_parts": [round(part, 1) for part in seconds],
             **environment(),
         }
 

@@ -104,3 +104,16 @@ def test_a_made_store_is_listed_and_sound(finished: Pipeline, capsys: pytest.Cap
     assert "4 artifacts" in capsys.readouterr().out
     assert run("show", finished.fingerprint("segmenter")[:6], root) == 0
     assert "command:" in capsys.readouterr().out
+
+
+def test_that_nothing_is_of_a_kind_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_chain(tmp_path)
+    for arguments in (
+        ("list", "--experiment", "nope"),
+        ("verify", "--stage", "affinity"),
+        ("verify", "--data", "nope"),
+    ):
+        assert run(arguments[0], tmp_path, *arguments[1:]) == 0
+        assert "is of that kind" in capsys.readouterr().out
+    assert run("list", tmp_path, "--experiment", "nope", "--json") == 0
+    assert "of that kind" not in capsys.readouterr().out

@@ -17,6 +17,7 @@ from made_store import DAY, NOW, A, B, age, held, put, put_chain, run, there
 
 from wsss.artifacts import Artifact
 from wsss.data.cache import VERSION
+from wsss.report.index import write_index
 from wsss.store import read_store, verify
 from wsss.store.leftovers import leftovers
 from wsss.store.printing import format_size
@@ -206,3 +207,22 @@ def test_training_states_of_finished_artifacts(chain: Path) -> None:
     assert other.checkpoint.exists()
     store = read_store(chain)
     assert verify(store, store.by_key["segmenter", A]) == []
+
+
+def test_the_index_forgets_what_was_deleted(chain: Path) -> None:
+    page = write_index(chain)
+    assert A in page.read_text()
+    assert run("prune", chain, "--stage", "segmenter", "--unused", "--yes") == 0
+    assert not (chain / "segmenter" / A).exists()
+    assert A not in page.read_text()
+    put(chain, "segmenter", B)
+    page.unlink()
+    assert run("prune", chain, "--stage", "segmenter", "--unused", "--yes") == 0
+    assert not page.exists()  # who wants none gets none
+
+
+def test_what_unused_means_is_said(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("prune", chain, "--unused", "--dry-run") == 0
+    assert "a study ends with" in capsys.readouterr().out
+    assert run("prune", chain, "--older-than", "1d", "--stage", "segmenter", "--dry-run") == 0
+    assert "a study ends with" not in capsys.readouterr().out

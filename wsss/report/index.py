@@ -180,4 +180,4 @@ def _tables(root: Path) -> list[dict[str, str]]:
     ]
 
 
-__all__ = ["FOLDER", "PAGE", "PAIRS", "STORE", "Group", "group_by_data", "render_index", "write_index"]
+__all__ = ["FOLDER", "INDEX", "PAGE", "PAIRS", "STORE", "Group", "group_by_data", "render_index", "write_index"]

@@ -16,6 +16,7 @@ from wsss.pipeline import STAGES
 from wsss.store.details import print_one
 from wsss.store.integrity import verify_all
 from wsss.store.listing import SORTS, grouped, print_list, to_csv, to_json
+from wsss.store.printing import say
 from wsss.store.prune import prune
 from wsss.store.rules import Rule
 from wsss.store.scan import read_store
@@ -68,6 +69,10 @@ def _run(options: argparse.Namespace) -> int:
         print_one(store, store.find(options.fingerprint), against=against)
         return 0
     entries = _rule(options).select(store)
+    chosen = entries and (options.command == "list" or any(entry.finished for entry in entries))
+    if not chosen and not (options.command == "list" and (options.json or options.csv)):
+        say(f"{'nothing' if options.command == 'list' else 'nothing finished'} in {store.root} is of that kind")
+        return 0
     if options.command == "verify":
         return verify_all(store, entries, quick=options.quick)
     groups = grouped(store, entries, sort=options.sort)

@@ -109,7 +109,7 @@ def print_plan(store: Store, found: Plan) -> None:
              format_age(store.age(entry)), entry.experiment or "-", entry.words(store.images)]
             for entry in found.go
         ]  # fmt: skip
-        print_table(["artifact", "miou", "size", "age", "experiment", "state"], rows)
+        print_table(["artifact", "metric", "size", "age", "experiment", "state"], rows)
     if found.kept:
         heading("kept although meant")
         rows = [[f"{entry.stage} {entry.name}", reason] for entry, reason in found.kept]

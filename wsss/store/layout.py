@@ -36,6 +36,7 @@ OURS = {
     "per_image.json",
     "weights.safetensors",
     "prototypes.safetensors",
+    "seconds.txt",
 }
 """Every name that a stage writes."""
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wsss.errors import ConfigError
+from wsss.report.index import FOLDER, INDEX, write_index
 from wsss.store.deletion import Plan, delete, plan, print_plan
 from wsss.store.entries import Entry, Store
+from wsss.store.layout import RESULT
 from wsss.store.leftovers import Leftover, delete_leftovers, leftovers, print_leftovers
 from wsss.store.printing import count_of, format_size, say
 from wsss.store.rules import ANY, Rule
@@ -51,6 +53,10 @@ def prune(options: argparse.Namespace, rule: Rule) -> int:
     amount = f"{f'{count} {noun}' if files else count_of(count)}, {format_size(whole.freed)}"
     if whole.size > whole.freed:
         say(f"{format_size(whole.size - whole.freed)} of them are hard-linked from elsewhere and stay on the disk")
+    if rule.unused and any(entry.finished for entry in found.go):
+        say(
+            "unused is what no finished artifact was made from: also what a study that ends at seeds or labels has made"
+        )
     if options.dry_run:
         say(f"dry run: {amount} would be deleted")
         return 0
@@ -69,6 +75,8 @@ def prune(options: argparse.Namespace, rule: Rule) -> int:
         found, going = again, [item for item in rest_again if item.path in paths and not item.kept]
     failed = [(f"{entry.stage} {entry.name}", why) for entry, why in delete(store, found.go)]
     failed += [(str(item.path), why) for item, why in delete_leftovers(going)]
+    if any(entry.stage == RESULT for entry in found.go) and (options.root / FOLDER / INDEX).is_file():
+        write_index(options.root)  # without a line for what is gone
     for name, why in failed:
         log.error("%s is still there: %s", name, why)
     say(f"deleted {len(found.go) + len(going) - len(failed)} of {count}")
