@@ -491,6 +491,16 @@ def test_superpixels_are_computed_once_for_pixels_and_settings(tmp_path: Path) -
         assert (found == SEGMENTS).all()
 
 
+def test_superpixels_of_many_images_do_not_lie_in_one_folder(tmp_path: Path) -> None:
+    store = SuperpixelStore(tmp_path)
+    for at in range(40):
+        store(IMAGE + np.uint8(at), "a", lambda: SEGMENTS)
+    (made_by,) = (tmp_path / "superpixels").iterdir()
+    assert len(list(made_by.rglob("*.npz"))) == 40
+    assert not list(made_by.glob("*.npz"))
+    assert len(list(made_by.iterdir())) > 10
+
+
 def test_broken_superpixels_are_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "wsss")
     store = SuperpixelStore(tmp_path)

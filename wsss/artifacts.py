@@ -33,7 +33,7 @@ from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 from torch import Tensor, nn
 
-from wsss.errors import CorruptArtifact, LockTimeout
+from wsss.errors import ConfigError, CorruptArtifact, LockTimeout
 from wsss.palette import voc_palette
 
 log = logging.getLogger(__name__)

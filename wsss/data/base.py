@@ -102,6 +102,9 @@ class ImageSet(ABC):
             with an id twice or with an id that has no image; a split of which only a part has masks.
     """
 
+    tags_in_memory = False
+    """Whether ``_read_tags`` reads no file: threads then only cost time and memory."""
+
     def __init__(
         self,
         *,
@@ -176,6 +179,8 @@ class ImageSet(ABC):
 
     def tags(self, split: str) -> dict[str, tuple[int, ...]]:
         """The tags of every image of a split, read in parallel and kept."""
+        if self.tags_in_memory:
+            return {id: self.class_ids(id) for id in self.ids(split)}
         with ThreadPoolExecutor() as pool:
             return dict(zip(self.ids(split), pool.map(self.class_ids, self.ids(split)), strict=True))
 

@@ -75,6 +75,8 @@ class CocoSet(ImageSet):
             their categories, or ``cache`` cannot be written; see also ``ImageSet``.
     """
 
+    tags_in_memory = True
+
     def __init__(
         self,
         root: str | Path,
@@ -154,10 +156,6 @@ class CocoSet(ImageSet):
         if listed is not None:
             ids = [PurePosixPath(line.split()[0]).name.partition(".")[0] for line in read_lines(self.root / listed)]
         return [id for id in ids if untagged or id not in index.rows or index.tags(id, crowds=self.crowd_tags)]
-
-    def tags(self, split: str) -> dict[str, tuple[int, ...]]:
-        """The tags of every image of a split."""
-        return {id: self.class_ids(id) for id in self.ids(split)}  # no file to read, so threads would only cost time
 
     def _read_tags(self, id: str) -> tuple[int, ...]:
         return self._indexes[self._split_of[id]].tags(id, crowds=self.crowd_tags)

@@ -66,6 +66,8 @@ class DagmSet(ImageSet):
 
     CLASSES = ("defect", "texture")
 
+    tags_in_memory = True
+
     def __init__(
         self,
         root: str | Path,

@@ -144,6 +144,8 @@ class FolderSet(ImageSet):
 
     TAG_SOURCES = ("csv", "folders", "json")
 
+    tags_in_memory = True
+
     def __init__(
         self,
         root: str | Path,
