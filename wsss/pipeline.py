@@ -422,12 +422,14 @@ class Pipeline:
         The leader alone decides what is run, locks, logs and publishes.
         """
         while (message := distributed.told()) is not None:
-            name, labels_of, trained = message
-            pipeline = self.with_labels(Labels[labels_of])
-            artifact = pipeline.artifact(name)
+            name, labels_of, fingerprints, trained = message
+            pipeline, root = self.with_labels(Labels[labels_of]), Path(self.config.paths.artifacts)
+            artifact = Artifact(root, name, fingerprints[name])
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
             parts = STAGES[name].build(pipeline.config, self.data)
-            upstream = {need: pipeline.artifact(need) for need in pipeline.needs(name)}
+            upstream = {
+                need: Artifact(root, self.owner(need)[1], fingerprints[need]) for need in fingerprints if need != name
+            }
             other = None if trained is None else Artifact(artifact.root, name, trained)
             pl.seed_everything(self.config.seed, workers=True, verbose=False)
             STAGES[name].run(Context(pipeline.config, self.data, artifact, upstream, NullTracker(), other), parts)
@@ -539,8 +541,9 @@ class Pipeline:
         trained = None if force else self._trained(name)
         for found in (*upstream.values(), *([trained] if trained else [])):
             tracker.log_input(found)
-        if stage.shared:
-            distributed.tell((name, self.config.labels.name, trained and trained.fingerprint))
+        if stage.shared:  # with the fingerprints, for which every file of the set is looked at
+            fingerprints = {each: self.fingerprint(each) for each in (name, *self.needs(name))}
+            distributed.tell((name, self.config.labels.name, fingerprints, trained and trained.fingerprint))
         return stage.run(Context(self.config, self.data, artifact, upstream, tracker, trained), parts)
 
     def _trained(self, name: str) -> Artifact | None:
