@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -25,8 +26,8 @@ from wsss.artifacts import Artifact, read_json
 from wsss.build import build
 from wsss.charts import MOST_CURVES, Line
 from wsss.cli import CONF
-from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, to_csv
-from wsss.differences import short_names
+from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, plot, to_csv
+from wsss.differences import find, short_names
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.models import TimmClassifier
 from wsss.pipeline import STAGES
@@ -207,7 +208,9 @@ def test_a_sweep_file_holds_parameters_alone_and_names_its_commands(name: str):
 def test_a_search_goes_up_and_is_no_grid(name: str):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     assert yaml.safe_load(FILES[name])["hydra"]["sweeper"]["direction"] == "maximize"
-    with pytest.raises(ConfigError, match="picks its jobs as it runs"):
+    with pytest.raises(
+        ConfigError, match=r"picks its jobs as it runs.* python -m wsss.compare --store artifacts --stage"
+    ):
         expand(["+experiment=demo", f"+sweep={name}"])
 
 
@@ -564,7 +567,15 @@ def test_rows_of_different_supervision_say_so(publish: Publish, tmp_path: Path, 
         (["--artifacts", "5a"], ["5a fits", "5a11", "5a22"]),
         (["--artifacts", "5a11", "1a"], ["several stages (seeds, labels)"]),
         (["--artifacts", "1a", "--stage", "seeds"], ["none of the named artifacts is of seeds", "labels"]),
-        (["--stage", "seeds", "--experiment", "demo"], ["experiment demo (there are: mine, other)"]),
+        (
+            ["--stage", "seeds", "--experiment", "demo"],
+            ["made by experiment demo", "made by: mine, other", "first maker"],
+        ),
+        (["--artifacts", ""], ["no finished artifact ''"]),
+        (["--artifacts", "classifier/5a11", "5b"], ["no finished classifier", "begins with 5a11"]),
+        (["--artifacts", "nonsense/path/5a11", "5b"], ["no finished artifact nonsense/path/5a11", "<stage>/<digits>"]),
+        (["--artifacts", "seds/5a11", "5b"], ["no finished artifact seds/5a11", "one of classifier, seeds"]),
+        (["--artifacts", "5", "--stage", "labels"], ["5 fits 5a11, 5a22, 5b33. Give more digits"]),
         (["--stage", "affinity"], ["no finished affinity"]),
         (["--stage", "sed"], ["'sed'", "seeds"]),
         (["cam=cam"], ["cam=cam", "Use one of them"]),
@@ -574,6 +585,221 @@ def test_a_mistake_in_naming_artifacts_is_told_with_code_2(options: list[str], t
     assert main([*options, "--store", str(store)]) == 2
     output = capsys.readouterr().out
     assert all(part in output for part in told), output
+
+
+def test_digits_mean_the_named_stage_first_and_a_whole_fingerprint_wins(publish: Publish, tmp_path: Path):
+    root = tmp_path / "store"
+    for stage, name in (("seeds", "ab"), ("seeds", "abcd"), ("labels", "ab"), ("labels", "ac")):
+        publish(stage, name, cam("Cam"), 0.5)
+    (root / "seeds" / "aa.old").mkdir()
+    (root / "seeds" / "aa.old" / "manifest.json").write_text("{}")
+
+    def found(name: str, prefer: str | None = None) -> str:
+        artifact = find(name, store=root, prefer=prefer)
+        return f"{artifact.stage}/{artifact.fingerprint}"
+
+    assert found("ac") == "labels/ac"
+    assert found("ab", "seeds") == found("seeds/ab") == found(f"{root}/seeds/ab/") == "seeds/ab"
+    assert found("ac", "seeds") == "labels/ac"
+    with pytest.raises(ConfigError, match=r"ab fits seeds/ab, labels/ab\. Give more digits, or the stage: seeds/ab"):
+        found("ab")
+    with pytest.raises(MissingArtifact, match="aa: neither a directory"):
+        found("aa")  # set aside
+
+
+def test_a_directory_that_is_no_artifact_is_told(publish: Publish, store: Path, tmp_path: Path):
+    (store / "seeds" / "5d").mkdir()
+    with pytest.raises(MissingArtifact, match="5d is no finished artifact: it has no manifest"):
+        find(str(store / "seeds" / "5d"), store=store)
+    shutil.copytree(store / "seeds" / "5a11", tmp_path / "copies" / "5a11")
+    with pytest.raises(ConfigError, match="it lies in copies, which is no stage"):
+        find(str(tmp_path / "copies" / "5a11"), store=store)
+
+
+def test_a_store_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for options in ([], ["--stage", "seeds"], ["--artifacts", "5a"]):
+        assert main([*options, "--store", str(tmp_path / "nothere")]) == 2
+        assert f"no folder {tmp_path / 'nothere'}" in capsys.readouterr().out
+
+
+def test_what_other_experiments_made_is_counted(store: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["--store", str(store), "--stage", "seeds", "--experiment", "other"]) == 0
+    assert "left out: 2 finished seeds that other experiments made" in capsys.readouterr().out
+    assert main(["--store", str(store), "--stage", "labels", "--experiment", "mine"]) == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_the_same_artifact_in_two_stores_is_one_seed(publish: Publish, tmp_path: Path, capsys):
+    for seed in (0, 1):
+        publish("seeds", f"a{seed}", {"seed": seed, "cam": {"_target_": "Cam"}}, 0.4)
+    shutil.copytree(tmp_path / "store" / "seeds", tmp_path / "copy" / "seeds")
+    copies = [str(tmp_path / name / "seeds" / "a0") for name in ("store", "copy")]
+    names = [*copies, copies[0], str(tmp_path / "store" / "seeds" / "a1")]
+    assert main(["--artifacts", *names]) == 0
+    output = capsys.readouterr().out
+    assert output.count("left out") == 1
+    assert f"left out: {copies[1]} is the same artifact as {copies[0]}" in output
+    assert [row[-1] for row in lines(output)] == ["n", "2"]
+
+
+# --- rows that are one, and rows that are not ------------------------------------------------------------------------
+
+
+def test_seeds_of_different_images_are_no_row(publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed, digest, miou in ((0, "aaaaaa0", 0.4), (1, "aaaaaa0", 0.5), (2, "bbbbbb0", 0.9)):
+        data = {"name": "own", "sha256": digest}
+        publish("seeds", f"a{seed}", {"seed": seed, "cam": {"_target_": "Cam"}}, miou, data=data)
+    assert main(["--store", str(tmp_path / "store")]) == 0
+    output = capsys.readouterr().out
+    assert lines(output) == [
+        ["", "sha256", "miou", "n"],
+        ["", "aaaaaa", "45.0 (40.0-50.0)", "2"],
+        ["", "bbbbbb", "90.0", "1"],
+    ]  # and no best one
+    assert "numbers of different images are not comparable" in " ".join(output.split())
+    out = tmp_path / "store" / "compare" / "mine" / "seeds"
+    for name in ("table.md", "table.html"):
+        assert "numbers of different images are not comparable" in (out / name).read_text()
+    assert 'class="best"' not in (out / "table.html").read_text()
+
+
+def test_seeds_of_different_stage_versions_are_no_row(publish: Publish, tmp_path: Path):
+    for seed, under, own in ((0, 1, 1), (1, 1, 1), (2, 2, 1), (3, 2, 2)):
+        publish("classifier", f"c{seed}", {"seed": seed}, 0.9, version=under)
+        publish("seeds", f"a{seed}", cam("Cam") | {"seed": seed}, 0.5, {"classifier": f"c{seed}"}, version=own)
+    comparison, _ = compare_artifacts(store=tmp_path / "store", stage="seeds")
+    assert comparison.keys == ("classifier.version", "seeds.version")
+    assert [(row.label(), len(row.runs)) for row in comparison.rows] == [("1 1", 2), ("2 1", 1), ("2 2", 1)]
+    with pytest.raises(ConfigError, match="no swept number"):
+        plot(comparison, tmp_path / "plot.png", x="seeds.version")
+
+
+def test_the_version_of_a_stage_that_some_did_without_is_no_column(publish: Publish, tmp_path: Path):
+    refiner = {"_target_": "Refiner", "labelling": {"_target_": "Threshold"}}
+    publish("threshold", "7a", {}, 0.5, version=1)
+    publish("labels", "1a", {"seed": 0, "refiner": refiner}, 0.5, version=1)
+    for name, target in (("1b", "Chosen"), ("1c", "GraphCut")):
+        chosen = {"seed": 0, "refiner": refiner | {"labelling": {"_target_": target}}}
+        publish("labels", name, chosen, 0.6, {"threshold": "7a"}, version=1)
+    comparison, _ = compare_artifacts(store=tmp_path / "store", stage="labels")
+    assert comparison.keys == ("refiner.labelling",)
+
+
+def test_a_number_that_not_all_seeds_have_says_how_many_have_it(publish: Publish, tmp_path: Path, capsys):
+    for seed, ceilings in ((0, [0.8, 0.7]), (1, [None, 0.9]), (2, [None, None])):
+        for name, ceiling in zip("ab", ceilings, strict=True):
+            made = publish("segmenter", f"{name}{seed}", {"seed": seed, "segmenter": {"_target_": name}}, 0.5)
+            made.publish(made.manifest, {"miou": 0.5, **({} if ceiling is None else {"ceiling": ceiling})})
+    assert main(["--store", str(tmp_path / "store")]) == 0
+    output = capsys.readouterr().out
+    assert [row[1:] for row in lines(output)] == [
+        ["segmenter", "miou", "ceiling", "n"],
+        ["a", "50.0", "80.0 [1]", "3"],
+        ["b", "50.0", "80.0 (70.0-90.0) [2]", "3"],
+    ]
+    assert "[k]: over the k seeds that have this number." in output
+    out = tmp_path / "store" / "compare" / "mine" / "segmenter"
+    assert "| 80.0 [1] | 3 |" in (out / "table.md").read_text()
+    page = (out / "table.html").read_text()
+    assert '80.0<span class="range">[1]</span>' in page
+    assert '80.0<span class="range">70.0-90.0</span><span class="range">[2]</span>' in page
+    found = list(csv.DictReader((out / "table.csv").open()))
+    assert [row["ceiling"] for row in found] == ["0.8", "", "", "0.7", "0.9", ""]  # a line each
+
+
+def test_counts_that_not_all_seeds_have_are_no_fractions(publish: Publish, tmp_path: Path):
+    for seed, images in ((0, 8), (1, None)):
+        made = publish("seeds", f"a{seed}", cam("Cam") | {"seed": seed}, 0.5)
+        made.publish(made.manifest, {"miou": 0.5, "images": images})
+    comparison, _ = compare_artifacts(store=tmp_path / "store", metrics=["images"])
+    assert comparison.table() == (["", "job", "images", "n"], [["", "mine", "8 [1]", "2"]])
+
+
+def test_all_rows_that_tie_are_the_best(publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, target, miou in (("aa", "Cam", 0.5), ("bb", "LayerCam", 0.4), ("cc", "ZoomCam", 0.5)):
+        publish("seeds", name, cam(target), miou)
+    assert main(["--store", str(tmp_path / "store")]) == 0
+    assert [row[:2] for row in lines(capsys.readouterr().out)[1:]] == [["*", "Cam"], ["", "LayerCam"], ["*", "ZoomCam"]]
+    page = (tmp_path / "store" / "compare" / "mine" / "seeds" / "table.html").read_text()
+    assert page.count('<tr class="best">') == 2
+
+
+def test_no_threshold_is_the_best(fake: Fake, overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for artifact, threshold in zip(fake(*GAMMAS), (0.1, 0.4, 0.2, 0.3), strict=True):
+        artifact.publish(artifact.manifest, artifact.metrics | {"threshold_best": threshold})
+    assert main(["--sort", "threshold_best", *overrides(*GAMMAS)]) == 0
+    output = capsys.readouterr().out
+    head, *rows = lines(output)
+    assert [row[head.index("threshold_best")] for row in rows] == ["0.40", "0.30", "0.20", "0.10"]
+    assert "*" not in {row[0] for row in rows}
+    assert "best threshold_best" not in output
+    page = (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.html").read_text()
+    assert "is marked" not in page
+    assert 'class="best"' not in page
+
+
+# --- what is broken --------------------------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_not_finite_are_none(publish: Publish, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, target, text in (("aa", "Cam", "NaN"), ("bb", "LayerCam", "Infinity"), ("cc", "Lpcam", "0.5")):
+        made = publish("seeds", name, cam(target))
+        (made.directory / "metrics.json").write_text(f'{{"miou": {text}, "curve": [[0.1, {text}], [NaN, 0.2], 3]}}')
+    assert main(["--store", str(tmp_path / "store")]) == 0
+    assert [row[:3] for row in lines(capsys.readouterr().out)[1:]] == [
+        ["", "Cam", "-"], ["", "LayerCam", "-"], ["", "Lpcam", "50.0"],
+    ]  # fmt: skip
+    out = tmp_path / "store" / "compare" / "mine" / "seeds"
+    assert [row["miou"] for row in csv.DictReader((out / "table.csv").open())] == ["", "", "0.5"]
+    comparison, _ = compare_artifacts(store=tmp_path / "store")
+    assert [run.curve for run in comparison.runs] == [[(0.1, None)], [(0.1, None)], [(0.1, 0.5)]]
+
+
+BROKEN = [
+    ("manifest.json", "[]", "is no manifest"),
+    ("manifest.json", '{"upstream": []}', "is no manifest"),
+    ("manifest.json", '{"stage": "labels", "fingerprint": "5a22"}', "is that of labels/5a22"),
+    ("manifest.json", '{"config": {', "cannot be read"),
+    ("metrics.json", "[0.5]", "holds no numbers"),
+    ("metrics.json", "", "cannot be read"),
+    ("metrics.json", None, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "told"), BROKEN)
+def test_what_is_broken_in_a_store_is_left_out_and_named(
+    name: str, text: str | None, told: str, store: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = store / "seeds" / "5a22" / name
+    path.unlink() if text is None else path.write_text(text)
+    assert main(["--store", str(store), "--stage", "seeds"]) == 0
+    output = capsys.readouterr().out
+    assert [row[-1] for row in lines(output)] == ["miou", "40.0", "45.0"]
+    assert f"left out: {path} {told}" in output
+    assert f"left out: 1 broken artifact. Look for more:  python -m wsss.store verify {store}" in output
+    assert main(["--store", str(store), "--artifacts", "5a11", "5a22"]) == 2
+    output = capsys.readouterr().out
+    assert f"CorruptArtifact: {path} {told}" in output
+
+
+def test_upstream_that_is_broken_counts_by_its_fingerprint(store: Path, capsys: pytest.CaptureFixture[str]):
+    (store / "classifier" / "c2" / "manifest.json").write_text("[]")
+    assert main(["--store", str(store), "--stage", "seeds"]) == 0
+    output = capsys.readouterr().out
+    assert output.count("what was made of c2 counts by its fingerprint") == 1
+    assert [row[-1] for row in lines(output)] == ["miou", "40.0", "50.0", "45.0"]
+    assert any("c2" in row for row in lines(output))
+
+
+def test_a_broken_job_of_a_sweep_is_to_be_made_again(fake: Fake, overrides, capsys: pytest.CaptureFixture[str]):
+    broken = fake(*GAMMAS)[2].directory / "metrics.json"
+    broken.write_text("{")
+    assert main(overrides(*GAMMAS)) == 0
+    output = capsys.readouterr().out
+    assert "3 of 4 jobs" in output
+    assert f"left out: {broken} cannot be read" in output
+    (command,) = [line for line in output.splitlines() if line.startswith("python generate_seeds.py ")]
+    assert {"cam.fusion=mean", "cam.gamma=1", "upstream=build", "force=true"} <= set(shlex.split(command))
 
 
 def test_the_experiment_of_a_sweep_is_an_override(capsys: pytest.CaptureFixture[str]):

@@ -3,7 +3,7 @@
     python generate_seeds.py +sweep=lpcam_clusters +experiment=demo upstream=build
     python -m wsss.compare   +sweep=lpcam_clusters +experiment=demo
     python -m wsss.compare   --store artifacts --stage seeds --experiment demo
-    python -m wsss.compare   --artifacts artifacts/seeds/53cbf2f250e9 0b7f
+    python -m wsss.compare   --artifacts artifacts/seeds/53cbf2f250e9 seeds/0b7f
 
 The overrides of a sweep give the same jobs, the same configurations and so the same fingerprints. What any other
 artifacts differ in is read from their manifests.
@@ -19,10 +19,12 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
+from math import isclose
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 
@@ -33,7 +35,8 @@ from wsss.cli import USER_ERROR
 from wsss.console import console, format_cell, quiet_libraries, setup_logging, table
 from wsss.data import ImageSet
 from wsss.differences import Setting
-from wsss.errors import ConfigError, MissingArtifact, UserError
+from wsss.errors import ConfigError, CorruptArtifact, MissingArtifact, UserError
+from wsss.pages import number
 from wsss.pipeline import STAGES, Pipeline
 from wsss.sweep import Sweep, expand
 
@@ -71,6 +74,11 @@ VIEWS = {
     "segmenter": View(("miou", "ceiling"), ("miou",)),
 }
 
+T = TypeVar("T")
+
+MOST_NAMED = 10
+"""More broken artifacts than this are counted and not named."""
+
 LONGEST_LABEL = 80
 """Letters that leave room for bars and lines beside them."""
 
@@ -87,17 +95,32 @@ class Run:
         settings: what the job sets, by key.
         artifact: made or not.
         command: makes the artifact.
-        metrics: the numbers by dotted name, fractions in [0,1]; empty where the artifact is missing.
+        manifest: what the artifact records; None where it is missing or cannot be read.
+        metrics: the numbers by dotted name, fractions in [0,1]; empty where there is no manifest.
         curve: pairs of threshold and mIoU, for seeds that have been measured.
-        supervision: what it was learnt or chosen with; empty where that is not recorded.
     """
 
     settings: Mapping[str, Setting]
     artifact: Artifact
     command: str
-    metrics: Mapping[str, float | None]
-    curve: Sequence[tuple[float, float | None]]
-    supervision: str = ""
+    manifest: Mapping[str, Any] | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    curve: Sequence[tuple[float, float | None]] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has numbers to compare."""
+        return self.manifest is not None
+
+    @property
+    def supervision(self) -> str:
+        """What it was learnt or chosen with; empty where that is not recorded."""
+        return str((self.manifest or {}).get("supervision", ""))
+
+    @property
+    def data(self) -> str:
+        """Hash of its images, tags and classes; empty where that is not recorded."""
+        return str((self.manifest or {}).get("data", {}).get("sha256", ""))
 
 
 @dataclass(frozen=True)
@@ -109,7 +132,11 @@ class Row:
 
     def stat(self, metric: str) -> Stat | None:
         """Mean and range of a metric over the runs that have it; None where none has."""
-        return _stat(run.metrics.get(metric) for run in self.runs)
+        return _stat(self.values(metric))
+
+    def values(self, metric: str) -> list[float]:
+        """A metric of the runs that have it."""
+        return [value for run in self.runs if (value := run.metrics.get(metric)) is not None]
 
     def supervision(self) -> str:
         """What its runs were learnt or chosen with."""
@@ -133,7 +160,7 @@ class Comparison:
         runs: the finished jobs, one for each artifact.
         missing: the other jobs.
         metrics: the columns.
-        best_by: the metric by which the best row is found.
+        best_by: the metric by which the best rows are found.
         fallback: what a row is called where no key tells it apart.
     """
 
@@ -152,10 +179,25 @@ class Comparison:
         """Whether some row holds several seeds."""
         return any(len(row.runs) > 1 for row in self.rows)
 
-    def best(self) -> Row | None:
-        """The row with the best ``best_by``; None where there is nothing to choose from."""
-        measured = [row for row in self.rows if row.stat(self.best_by)]
-        return max(measured, key=lambda row: _rank(row, self.best_by)) if len(measured) > 1 else None
+    @property
+    def several_data(self) -> bool:
+        """Whether rows stand for different images, tags or classes."""
+        return len({run.data for run in self.runs}) > 1
+
+    def best(self) -> list[Row]:
+        """The rows with the best ``best_by``; none where there is nothing to choose from.
+
+        No threshold is better than another, and numbers of different images do not say which row is.
+        """
+        ranks = [_rank(row, self.best_by) for row in self.rows if row.stat(self.best_by)]
+        if len(ranks) < 2 or _is_threshold(self.best_by) or self.several_data:
+            return []
+        return [row for row in self.rows if isclose(_rank(row, self.best_by), max(ranks), rel_tol=1e-9)]
+
+    @property
+    def partial(self) -> bool:
+        """Whether some row shows a number that not all of its seeds have."""
+        return any(0 < len(row.values(name)) < len(row.runs) for row in self.rows for name in self.metrics)
 
     def supervision(self) -> str | None:
         """What all rows were learnt or chosen with; None where they differ in it."""
@@ -173,12 +215,13 @@ class Comparison:
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Heads and cells: a mark, the keys, the metrics, the number of seeds and the supervision where they tell."""
-        constants, best = self.constants(), self.best()
+        constants = self.constants()
+        best = [id(row) for row in self.best()]
         metrics = [metric for metric in self.metrics if metric not in constants]
         heads = ["", *differences.short_names(self.keys, taken=metrics).values(), *metrics]
         cells = [
             [
-                "*" if row is best else "",
+                "*" if id(row) in best else "",
                 *(row.settings[key].text for key in self.keys),
                 *(_cell(metric, row) for metric in metrics),
             ]
@@ -201,10 +244,17 @@ class Comparison:
     def notes(self) -> list[str]:
         """What a reader must know beside the table."""
         notes = [f"{metric} {value:.2f} in every row." for metric, value in self.constants().items()]
-        if self.best() is not None:
+        if self.several_data:
+            notes.append(
+                "Made from or measured on different images, tags or classes: numbers of different images are not "
+                "comparable, and no row is called the best."
+            )
+        if self.best():
             notes.append(f"* best {self.best_by}{' (lowest)' if _lower(self.best_by) else ''}.")
         if self.repeated:
             notes.append("mean (lowest-highest) over n seeds.")
+        if self.partial:
+            notes.append("[k]: over the k seeds that have this number.")
         if VIEWS[self.stage].note and set(VIEWS[self.stage].plotted) & set(self.metrics):
             notes.append(VIEWS[self.stage].note)
         if self.supervision():
@@ -247,8 +297,7 @@ def compare(
         )
     everything = [_run(pipeline, job.settings, chosen) for pipeline, job in zip(pipelines, sweep.jobs, strict=True)]
     keys, runs = distinct(everything)
-    finished = [run for run in runs if run.artifact.complete]
-    if not finished:
+    if not any(run.finished for run in runs):
         raise MissingArtifact(
             f"none of the {len(runs)} jobs has finished {chosen} in {runs[0].artifact.root / chosen}.\n"
             f"Run:  {_sweep_command(chosen, overrides, sweep)}"
@@ -279,10 +328,10 @@ def compare_artifacts(
     """Gather any finished artifacts; the columns are what differs between their configurations, upstream included.
 
     Args:
-        names: directories of artifacts, or their fingerprints (or the beginnings of these) in ``store``.
+        names: directories of artifacts, or digits or ``stage/digits`` in ``store`` (``differences.find``).
         store: all finished artifacts of this store are meant where none is named.
         stage: the stage to compare; None takes that of the named artifacts, or the one of which the store has most.
-        experiment: those of one experiment alone.
+        experiment: those that this experiment made, which another may have reused.
         metrics: as for ``compare``.
         sort: as for ``compare``; None puts the oldest first.
 
@@ -291,42 +340,108 @@ def compare_artifacts(
 
     Raises:
         ConfigError: a stage or metric does not exist, a name fits several artifacts, or they are of several stages.
+        CorruptArtifact: a named artifact cannot be read; of a store, such ones are left out.
         MissingArtifact: there is nothing to compare.
     """
     if stage is not None and stage not in STAGES:
         raise ConfigError(f"there is no stage {stage!r}. Choose one of: {', '.join(STAGES)}")
     root = store or Path("artifacts")
-    found = differences.find(names, store=root) if names else differences.finished(root, stage)
-    found = list({(artifact.directory, artifact.stage): artifact for artifact in found}.values())
-    manifests = {artifact: artifact.manifest for artifact in found}
-    if experiment is not None:
-        found = [artifact for artifact in found if manifests[artifact].get("experiment") == experiment]
+    if names:
+        named = [differences.find(name, store=root, prefer=stage) for name in names]
+        manifests = {artifact: differences.read_manifest(artifact) for artifact in _once(named)}
+    else:
+        manifests = _readable(root, differences.finished(root, stage), differences.read_manifest)
+        manifests = dict(sorted(manifests.items(), key=lambda item: str(item[1].get("created", ""))))
+    made_by = {artifact: str(manifest.get("experiment", "")) for artifact, manifest in manifests.items()}
+    found = [artifact for artifact in manifests if experiment in (None, made_by[artifact])]
     count = Counter(artifact.stage for artifact in found)
     if not count:
-        there = sorted({str(manifest.get("experiment")) for manifest in manifests.values()})
-        of = f" of experiment {experiment} (there are: {', '.join(there) or 'none'})" if experiment else ""
-        raise MissingArtifact(f"no finished {stage or 'artifacts'}{of} in {root}. Name another with --store")
+        makers = ", ".join(sorted(set(made_by.values()))) or "none"
+        of = f" made by experiment {experiment} (there are some made by: {makers})" if experiment else ""
+        hint = ". What was made before is reused and names its first maker" if experiment and made_by else ""
+        raise MissingArtifact(f"no finished {stage or 'artifacts'}{of} in {root}{hint}. Name another with --store")
     if names and len(count) > 1 and stage is None:
         raise ConfigError(f"these artifacts are of several stages ({', '.join(count)}): numbers of one are compared")
     chosen = stage or max(reversed(STAGES), key=lambda name: count[name])
     found = [artifact for artifact in found if artifact.stage == chosen]
     if not found:
         raise MissingArtifact(f"none of the named artifacts is of {chosen}: they are of {', '.join(count)}")
-    made_with = differences.differing([differences.settings(artifact) for artifact in found])
-    told = [tuple((key, setting.text) for key, setting in settings.items()) for settings in made_with]
-    for artifact, settings, own in zip(found, made_with, told, strict=True):
-        if told.count(own) > 1:
-            settings[differences.FINGERPRINT] = Setting(artifact.fingerprint, artifact.fingerprint)
+    if others := sum(artifact.stage == chosen for artifact in manifests) - len(found):
+        log.info(
+            "left out: %d finished %s that other experiments made (what %s reused of them names its first maker)",
+            others, chosen, experiment,
+        )  # fmt: skip
+    if names:
+        measured = {artifact: _measured(artifact) for artifact in found}
+    else:
+        measured = _readable(root, found, _measured)
+        found = list(measured)
+        if not found:
+            raise MissingArtifact(f"no finished {chosen} in {root} can be read")
+
+    made_with = _told_apart({artifact: manifests[artifact] for artifact in found})
     runs = [
-        Run(settings, artifact, manifests[artifact].get("command", ""), *_measured(artifact))
+        Run(settings, artifact, manifests[artifact].get("command", ""), manifests[artifact], *measured[artifact])
         for artifact, settings in zip(found, made_with, strict=True)
     ]
     keys = tuple(dict.fromkeys(key for run in runs for key in run.settings))
-    experiments = list(dict.fromkeys(str(manifests[artifact].get("experiment", "")) for artifact in found))
+    experiments = list(dict.fromkeys(made_by[artifact] for artifact in found))
     name = experiments[0] if len(experiments) == 1 else f"{len(experiments)} experiments"
     comparison = _comparison(keys, runs, metrics, sort, stage=chosen, title=f"{chosen}: {name}", fallback=name)
     place = "-".join([name.replace(" ", "-"), *(artifact.fingerprint[:4] for artifact in found if names)][:9])
     return comparison, found[0].root / "compare" / place / chosen
+
+
+def _told_apart(manifests: Mapping[Artifact, Mapping[str, Any]]) -> list[dict[str, Setting]]:
+    """The settings of each artifact that others have otherwise; where none differ, its fingerprint."""
+
+    @cache
+    def below(artifact: Artifact) -> Mapping[str, Any] | None:
+        if not artifact.complete:
+            return None
+        try:
+            return differences.read_manifest(artifact)
+        except CorruptArtifact as error:
+            log.warning("what was made of %s counts by its fingerprint: %s", artifact.fingerprint, error)
+            return None
+
+    made_with = differences.differing(
+        [differences.settings(artifact, manifest, below) for artifact, manifest in manifests.items()]
+    )
+    told = [tuple((key, setting.text) for key, setting in settings.items()) for settings in made_with]
+    for artifact, settings, own in zip(manifests, made_with, told, strict=True):
+        if told.count(own) > 1:
+            settings[differences.FINGERPRINT] = Setting(artifact.fingerprint, artifact.fingerprint)
+    return made_with
+
+
+def _once(artifacts: Iterable[Artifact]) -> list[Artifact]:
+    """Without those that were named before, or are the same artifact in another store: they are no second seed."""
+    found: dict[tuple[str, str], Artifact] = {}
+    for artifact in artifacts:
+        first = found.setdefault((artifact.stage, artifact.fingerprint), artifact)
+        if first.directory.resolve() != artifact.directory.resolve():
+            log.warning("left out: %s is the same artifact as %s", artifact.directory, first.directory)
+    return list(found.values())
+
+
+def _readable(root: Path, artifacts: Iterable[Artifact], read: Callable[[Artifact], T]) -> dict[Artifact, T]:
+    """What ``read`` gives for each artifact of a store; those that cannot be read are left out and named."""
+    found, broken = dict[Artifact, T](), []
+    for artifact in artifacts:
+        try:
+            found[artifact] = read(artifact)
+        except CorruptArtifact as error:
+            broken.append(str(error))
+    for said in broken[:MOST_NAMED]:
+        log.warning("left out: %s", said)
+    if broken:
+        more = f", {len(broken) - MOST_NAMED} of them not named" if len(broken) > MOST_NAMED else ""
+        log.warning(
+            "left out: %d broken artifact%s%s. Look for more:  python -m wsss.store verify %s",
+            len(broken), "" if len(broken) == 1 else "s", more, shlex.quote(str(root)),
+        )  # fmt: skip
+    return found
 
 
 def _comparison(
@@ -339,7 +454,7 @@ def _comparison(
     title: str,
     fallback: str,
 ) -> Comparison:
-    finished = [run for run in runs if run.artifact.complete]
+    finished = [run for run in runs if run.finished]
     shown = _check_metrics(metrics, finished, stage)
     best_by = sort or (STAGES[stage].metric if STAGES[stage].metric in shown else shown[0])
     shown = shown if best_by in shown else (*shown, *_check_metrics([best_by], finished, stage))
@@ -352,7 +467,7 @@ def _comparison(
         keys=grouped,
         rows=rows,
         runs=finished,
-        missing=[run for run in runs if not run.artifact.complete],
+        missing=[run for run in runs if not run.finished],
         metrics=shown,
         best_by=best_by,
         fallback=fallback,
@@ -388,30 +503,47 @@ def most_finished(pipelines: Sequence[Pipeline]) -> str | None:
 
 def _run(pipeline: Pipeline, settings: Mapping[str, Setting], stage: str) -> Run:
     artifact = pipeline.artifact(stage)
-    build = " upstream=build" if pipeline.needs(stage) else ""
-    return Run(settings, artifact, pipeline.command(stage) + build, *_measured(artifact))
-
-
-def _measured(artifact: Artifact) -> tuple[dict[str, float | None], Sequence[tuple[float, float | None]], str]:
-    """Numbers, curve and supervision; nothing where the artifact is not there."""
+    command = pipeline.command(stage) + (" upstream=build" if pipeline.needs(stage) else "")
     if not artifact.complete:
-        return {}, (), ""
-    metrics = artifact.metrics
-    return numbers(metrics), metrics.get("curve") or (), str(artifact.manifest.get("supervision", ""))
+        return Run(settings, artifact, command)
+    try:
+        return Run(settings, artifact, command, differences.read_manifest(artifact), *_measured(artifact))
+    except CorruptArtifact as error:  # told, and made again like what is missing: one of many ends no comparison
+        log.warning("left out: %s", error)
+        return Run(settings, artifact, f"{command} force=true")
+
+
+def _measured(artifact: Artifact) -> tuple[dict[str, float | None], list[tuple[float, float | None]]]:
+    """Numbers and curve of a finished artifact.
+
+    Raises:
+        CorruptArtifact: its ``metrics.json`` cannot be read, or is no table of numbers.
+    """
+    metrics: Any = artifact.metrics
+    if not isinstance(metrics, dict):
+        raise CorruptArtifact(
+            f"{artifact.directory / 'metrics.json'} holds no numbers. "
+            f"Delete {artifact.directory} and run its stage again"
+        )
+    points = metrics.get("curve")
+    pairs = (
+        [point for point in points if isinstance(point, list) and len(point) == 2] if isinstance(points, list) else []
+    )
+    return numbers(metrics), [(at, number(miou)) for x, miou in pairs if (at := number(x)) is not None]
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """The numbers of ``metrics.json`` by dotted name; None where a number is not defined.
+    """The numbers of ``metrics.json`` by dotted name; None where a number is not defined or not finite.
 
-    >>> numbers({"miou": 0.5, "best": {"precision": 0.7}, "ceiling": None, "curve": [[0.1, 0.2]]})
-    {'miou': 0.5, 'best.precision': 0.7, 'ceiling': None}
+    >>> numbers({"miou": 0.5, "best": {"precision": float("nan")}, "ceiling": None, "curve": [[0.1, 0.2]]})
+    {'miou': 0.5, 'best.precision': None, 'ceiling': None}
     """
     found: dict[str, float | None] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):
             found |= numbers(value, f"{prefix}{name}.")
         elif value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
-            found[f"{prefix}{name}"] = value
+            found[f"{prefix}{name}"] = None if number(value) is None else value
     return found
 
 
@@ -499,21 +631,23 @@ def _is_threshold(metric: str) -> bool:
 
 
 def _cell(metric: str, row: Row) -> str:
-    """A percentage with one decimal; thresholds as they are, counts whole; behind a mean its range.
+    """A percentage with one decimal; thresholds as they are, counts whole. Behind a mean its range, and in brackets the
+    number of runs that have it, where others have not.
 
-    >>> run = Run({}, Artifact(Path(), "seeds", ""), "", {"miou": 0.4}, ())
-    >>> other = Run({}, Artifact(Path(), "seeds", ""), "", {"miou": 0.5}, ())
-    >>> _cell("miou", Row({}, [run])), _cell("miou", Row({}, [run, other])), _cell("map", Row({}, [run]))
-    ('40.0', '45.0 (40.0-50.0)', '-')
+    >>> run = Run({}, Artifact(Path(), "seeds", ""), "", metrics={"miou": 0.4, "ceiling": 0.8})
+    >>> other = Run({}, Artifact(Path(), "seeds", ""), "", metrics={"miou": 0.5})
+    >>> [_cell(name, Row({}, [run, other])) for name in ("miou", "ceiling", "map")]
+    ['45.0 (40.0-50.0)', '80.0 [1]', '-']
     """
-    stat = row.stat(metric)
+    stat, values = row.stat(metric), row.values(metric)
     if stat is None:
         return "-"
-    count = all(isinstance(run.metrics.get(metric), int) for run in row.runs)
+    count = all(isinstance(value, int) for value in values)
     mean, low, high = (
         f"{value:.2f}" if _is_threshold(metric) else f"{value:g}" if count else format_cell(value) for value in stat
     )
-    return mean if stat.low == stat.high else f"{mean} ({low}-{high})"
+    spread = "" if stat.low == stat.high else f" ({low}-{high})"
+    return f"{mean}{spread}{'' if len(values) == len(row.runs) else f' [{len(values)}]'}"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -539,7 +673,10 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Every finished job, not grouped: full keys, fractions, the fingerprint and the seconds that it took."""
+    """Every finished job, not grouped: full keys, fractions, the fingerprint and the seconds that it took.
+
+    A number that a job does not have is an empty cell: how many of a row's seeds have it is seen by counting.
+    """
     keys = dict.fromkeys([*comparison.keys, *([SEED] if comparison.repeated else [])])
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -553,7 +690,7 @@ def to_csv(comparison: Comparison) -> str:
                     run.supervision,
                     comparison.stage,
                     run.artifact.fingerprint,
-                    run.artifact.manifest.get("wall_seconds", ""),
+                    (run.manifest or {}).get("wall_seconds", ""),
                 ]
             )
     return text.getvalue()
@@ -634,7 +771,8 @@ def plot_curves(comparison: Comparison, path: Path) -> bool:
         shown = [row for row in rows if row in best]
     lines = [Line(row.label() or comparison.fallback, *_mean_curve(row.runs)) for row in shown]
     fixed = {value for run in comparison.runs if (value := run.metrics.get("threshold")) is not None}
-    best_of = f" (the {MOST_CURVES} best of {len(rows)} by {comparison.best_by})" if len(rows) > MOST_CURVES else ""
+    first = "highest" if _is_threshold(comparison.best_by) else "best"
+    best_of = f" (the {MOST_CURVES} {first} of {len(rows)} by {comparison.best_by})" if len(rows) > MOST_CURVES else ""
     curve_chart(
         path,
         lines,
@@ -700,15 +838,27 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "overrides", nargs="*", metavar="OVERRIDE", help="as for the scripts: +sweep=NAME, cam.gamma=1,2, ..."
     )
     parser.add_argument(
-        "--artifacts", nargs="+", default=[], metavar="NAME", help="directories, or (beginnings of) fingerprints"
+        "--artifacts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="directories, or (beginnings of) fingerprints in the store: 53cb, labels/53cb",
     )
     parser.add_argument("--store", type=Path, metavar="DIR", help="all artifacts of a stage in it; default: artifacts")
-    parser.add_argument("--experiment", metavar="NAME", help="with --store: those of one experiment")
+    parser.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="with --store: those made by this experiment; what it reused names the one that made it first",
+    )
     parser.add_argument("--stage", help=f"{', '.join(STAGES)}; default: the one with the most finished results")
     parser.add_argument(
         "--metrics", nargs="+", default=[], metavar="NAME", help="numbers of metrics.json, best.precision"
     )
-    parser.add_argument("--sort", metavar="METRIC", help="best first by this metric; default: the order of the sweep")
+    parser.add_argument(
+        "--sort",
+        metavar="METRIC",
+        help="best first by this metric, of thresholds the highest; default: the order of the sweep",
+    )
     parser.add_argument("--x", metavar="KEY", help="the number along the plot's axis")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="default: <paths.artifacts>/compare/<sweep>-<experiment>/<stage>"

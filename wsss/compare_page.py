@@ -6,6 +6,7 @@ Nothing is read but the plots and the page's template, which ships with the pack
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from wsss.compare import Comparison
 
 SUPERVISION = "supervision"
+NUMBER = re.compile(r"(\S+)(?: \((.+)\))?(?: \[(\d+)\])?")
+"""A cell: a mean, its range, how many of the row's runs have it."""
+
 TITLES = {"plot": "Metrics", "curves": "mIoU over the threshold"}
 
 
@@ -34,10 +38,10 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         comparison.keys[index - 1] in numbers if comparison.keys and index < words else index >= words
         for index in range(len(heads))
     ]
-    best = comparison.best()
+    best = [id(row) for row in comparison.best()]
     rows = [
         {
-            "best": row is best,
+            "best": id(row) in best,
             "cells": [
                 _cell(text, _value(comparison, row, index, head, words), numeric[index] and head != SUPERVISION)
                 for index, (head, text) in enumerate(zip(heads, line, strict=True))
@@ -62,8 +66,9 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
 
 
 def _cell(text: str, value: float | str, numeric: bool) -> dict[str, Any]:
-    mean, _, spread = text.partition(" (") if numeric else (text, "", "")
-    return {"text": mean, "range": spread.rstrip(")"), "value": value, "numeric": numeric}
+    parts = NUMBER.fullmatch(text) if numeric else None
+    mean, spread, count = parts.groups(default="") if parts else (text, "", "")
+    return {"text": mean, "range": spread, "count": count, "value": value, "numeric": numeric}
 
 
 def _value(comparison: Comparison, row: Any, index: int, head: str, words: int) -> float | str:
@@ -89,7 +94,7 @@ def _sortable(value: Any) -> float:
 
 
 def _artifact(comparison: Comparison, run: Any) -> dict[str, Any]:
-    manifest = run.artifact.manifest
+    manifest = run.manifest
     return {
         "settings": " ".join(f"{key}={setting.text}" for key, setting in run.settings.items()),
         "fingerprint": run.artifact.fingerprint,

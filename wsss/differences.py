@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from wsss.artifacts import Artifact
-from wsss.errors import ConfigError, MissingArtifact
+from wsss.errors import ConfigError, CorruptArtifact, MissingArtifact
 from wsss.pipeline import STAGES, TEACHER
 
 FINGERPRINT = "fingerprint"
-"""The key that tells artifacts apart whose recorded configurations are the same: their code or data differs."""
+"""The key that tells artifacts apart whose recorded settings are the same: what differs was not recorded."""
 
+DATA_DIGITS = 6
+"""So many of the data's hash tell one set from another."""
+
+UNKNOWN = "?"
+"""What stands for data or a version that a manifest does not tell."""
+
+_VERSIONS = frozenset(f"{step}.version" for step in (*STAGES, TEACHER))
+_PARTS = ("config", "upstream", "data")
 _TARGET = "_target_"
 
 
@@ -33,56 +42,133 @@ class Option(str):
     """The last name of what a node constructs, or the names of what a list of nodes does."""
 
 
-def find(names: Iterable[str], *, store: Path) -> list[Artifact]:
-    """The finished artifacts of these names: directories, or fingerprints (or the beginnings of these) in ``store``.
+def find(name: str, *, store: Path, prefer: str | None = None) -> Artifact:
+    """The finished artifact that a name stands for: its directory; ``stage/digits`` or digits alone, in ``store``.
+
+    Digits are a fingerprint or its beginning; a whole fingerprint wins over longer ones.
+
+    Args:
+        name: what the user wrote.
+        store: where digits are looked up.
+        prefer: the stage that digits alone mean where they fit one of its artifacts.
 
     Raises:
-        ConfigError: a name fits several.
-        MissingArtifact: a name fits none.
+        ConfigError: it fits several.
+        MissingArtifact: it fits none, or there is no such folder.
     """
-    found = []
-    for name in names:
-        path = Path(name)
-        if (path / "manifest.json").is_file():
-            path = path.absolute()
-            fits = [Artifact(path.parent.parent, path.parent.name, path.name)]
-        else:
-            fits = [artifact for artifact in finished(store) if artifact.fingerprint.startswith(path.name)]
-        if not fits:
-            raise MissingArtifact(
-                f"no finished artifact {name}: neither a directory with a manifest.json nor a fingerprint in {store}. "
-                f"Name its directory, or its store with --store"
-            )
-        if len(fits) > 1:
-            raise ConfigError(f"{name} fits {', '.join(str(fit.directory) for fit in fits)}. Name one more fully")
-        found += fits
-    return found
+    if (Path(name) / "manifest.json").is_file():
+        return _at(name)
+    stage, _, digits = name.rstrip("/").rpartition("/")
+    if not digits or stage not in ("", *STAGES):
+        if name and Path(name).is_dir():
+            raise MissingArtifact(f"{name} is no finished artifact: it has no manifest.json")
+        raise MissingArtifact(
+            f"no finished artifact {name or repr(name)}: no such folder, and no <stage>/<digits> with <stage> one of "
+            f"{', '.join(STAGES)}. List them: python -m wsss.store {store}"
+        )
+    fits = [one for one in finished(store, stage or None) if one.fingerprint.startswith(digits)]
+    fits = [one for one in fits if one.stage == prefer] or fits
+    fits = [one for one in fits if one.fingerprint == digits] or fits
+    if len(fits) == 1:
+        return fits[0]
+    listed = f"List them: python -m wsss.store {store}"
+    if not fits and stage:
+        raise MissingArtifact(f"no finished {stage} in {store} begins with {digits}. {listed}")
+    if not fits:
+        raise MissingArtifact(
+            f"no finished artifact {name}: neither a directory with a manifest.json nor a fingerprint in {store}. "
+            f"Name its directory, or its store with --store. {listed}"
+        )
+    stages = dict.fromkeys(one.stage for one in fits)
+    told = ", ".join(one.fingerprint if len(stages) == 1 else f"{one.stage}/{one.fingerprint}" for one in fits[:6])
+    more = ", ..." if len(fits) > 6 else ""
+    remedy = "Give more digits" + (f", or the stage: {fits[0].stage}/{digits}" if len(stages) > 1 else "")
+    raise ConfigError(f"{name} fits {told}{more}. {remedy}")
 
 
-def finished(store: Path, stage: str | None = None, experiment: str | None = None) -> list[Artifact]:
-    """The finished artifacts of a store, the oldest first: of one stage or all, of one experiment or any."""
-    found = [
+def _at(name: str) -> Artifact:
+    """The artifact in a directory.
+
+    Raises:
+        ConfigError: the directory does not lie in that of a stage.
+    """
+    path = Path(os.path.abspath(name))
+    if path.parent.name not in STAGES:
+        raise ConfigError(
+            f"{path} is no artifact: it lies in {path.parent.name or '/'}, which is no stage ({', '.join(STAGES)})"
+        )
+    return Artifact(path.parent.parent, path.parent.name, path.name)
+
+
+def finished(store: Path, stage: str | None = None) -> list[Artifact]:
+    """The finished artifacts of a store, of one stage or all; whether they can be read is not looked at.
+
+    Raises:
+        MissingArtifact: there is no such folder.
+    """
+    if not store.is_dir():
+        raise MissingArtifact(f"no folder {store.absolute()}. Name the artifact store with --store")
+    return [
         Artifact(store, name, path.parent.name)
         for name in ([stage] if stage else STAGES)
         for path in sorted((store / name).glob("*/manifest.json"))
         if not path.parent.name.endswith(".old")
     ]
-    if experiment is not None:
-        found = [artifact for artifact in found if artifact.manifest.get("experiment") == experiment]
-    return sorted(found, key=lambda artifact: str(artifact.manifest.get("created", "")))
 
 
-def settings(artifact: Artifact) -> dict[str, Setting]:
-    """What an artifact was made with, by dotted key: what it builds on first.
+def read_manifest(artifact: Artifact) -> Mapping[str, Any]:
+    """What a finished artifact records.
 
-    Of an artifact underneath that is no longer there, its fingerprint stands in.
+    Raises:
+        CorruptArtifact: it cannot be read, is no manifest, or is that of another artifact.
     """
-    manifest, found = artifact.manifest, dict[str, Setting]()
+    found: Any = artifact.manifest
+    problem = ""
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in _PARTS):
+        problem = "is no manifest"
+    else:
+        own = (artifact.stage, artifact.fingerprint.removesuffix(".old"))
+        there = (found.get("stage", own[0]), found.get("fingerprint", own[1]))
+        if there != own:
+            problem = f"is that of {there[0]}/{there[1]}"
+    if problem:
+        raise CorruptArtifact(
+            f"{artifact.directory / 'manifest.json'} {problem}. Delete {artifact.directory} and run its stage again"
+        )
+    return found
+
+
+def settings(
+    artifact: Artifact,
+    manifest: Mapping[str, Any],
+    below: Callable[[Artifact], Mapping[str, Any] | None],
+    *,
+    step: str | None = None,
+) -> dict[str, Setting]:
+    """What an artifact was made with, by dotted key, what it builds on first: configuration, data, stage versions.
+
+    Args:
+        artifact: a finished one.
+        manifest: what it records.
+        below: what an artifact underneath records; None where it cannot be read: its fingerprint stands in.
+        step: what it is to the artifact above; None: its stage.
+    """
+    found: dict[str, Setting] = {}
     for need, fingerprint in manifest.get("upstream", {}).items():
-        under = Artifact(artifact.root, "segmenter" if need == TEACHER else need, fingerprint)
-        found |= settings(under) if under.complete else {need: Setting(fingerprint, fingerprint)}
-    if name := manifest.get("data", {}).get("name"):
-        found["data.name"] = Setting(name, name)
+        under = Artifact(artifact.root, "segmenter" if need == TEACHER else need, str(fingerprint))
+        record = below(under)
+        found |= (
+            {need: Setting(under.fingerprint, under.fingerprint)}
+            if record is None
+            else settings(under, record, below, step=need)
+        )
+    data = manifest.get("data", {})
+    if name := data.get("name"):
+        found["data.name"] = Setting(str(name), name)
+    digest = str(data.get("sha256") or UNKNOWN)
+    found["data.sha256"] = Setting(digest[:DATA_DIGITS], digest)
+    version = str(manifest.get("version", UNKNOWN))  # text: no axis of a plot
+    found[f"{step or artifact.stage}.version"] = Setting(version, version)
     return found | flatten(manifest.get("config", {}))
 
 
@@ -130,7 +216,8 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
     """The same settings without those that are equal in all, and without what only says again which option was chosen.
 
     A key that some of them do not have, and that has one value under each option of its group (``cam``, ``refiner``,
-    ...) that has it, is left out: the column of the option tells as much.
+    ...) that has it, is left out: the column of the option tells as much. So is the version of a stage, where all that
+    went through the stage have the same.
 
     >>> cam, layercam = flatten({"cam": {"_target_": "Cam"}}), flatten({"cam": {"_target_": "LayerCam", "gamma": 2}})
     >>> [list(found) for found in differing([cam, layercam])]
@@ -141,7 +228,7 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
     """
     keys = list(dict.fromkeys(key for found in made_with for key in found))
     texts = {key: [found[key].text if key in found else None for found in made_with] for key in keys}
-    different = [key for key in keys if len(set(texts[key])) > 1]
+    different = [key for key in keys if len(set(texts[key]) - ({None} if key in _VERSIONS else set())) > 1]
     options = {key for key in different for found in made_with if key in found and isinstance(found[key].value, Option)}
 
     def told_by(key: str, option: str) -> bool:
@@ -171,4 +258,15 @@ def short_names(keys: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, 
     }
 
 
-__all__ = ["FINGERPRINT", "Option", "Setting", "differing", "find", "finished", "flatten", "settings", "short_names"]
+__all__ = [
+    "FINGERPRINT",
+    "Option",
+    "Setting",
+    "differing",
+    "find",
+    "finished",
+    "flatten",
+    "read_manifest",
+    "settings",
+    "short_names",
+]

@@ -72,7 +72,8 @@ def expand(overrides: Sequence[str]) -> Sweep:
         sweeper, choices = master.hydra.sweeper, master.hydra.runtime.choices
         if not str(sweeper._target_).endswith(".BasicSweeper"):
             raise ConfigError(
-                f"{sweeper._target_} picks its jobs as it runs; only a grid (Hydra's basic sweeper) is known"
+                f"{sweeper._target_} picks its jobs as it runs; only a grid (Hydra's basic sweeper) is known. Compare "
+                f"what it has made so far:  python -m wsss.compare --store {master.paths.artifacts} --stage <stage>"
             )
         written = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(

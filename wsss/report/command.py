@@ -14,7 +14,6 @@ from wsss.artifacts import Artifact
 from wsss.cli import USER_ERROR
 from wsss.console import quiet_libraries, setup_logging
 from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact, UserError
-from wsss.pipeline import STAGES
 from wsss.report.experiments import Experiment, read_experiments, same_data
 from wsss.report.index import PAGE, STORE, write_index
 from wsss.report.pair import Gallery, check_pair, gather, read_data, usual_place, write_pair
@@ -83,27 +82,14 @@ def _pair(options: argparse.Namespace, command: str) -> None:
 
 
 def find(name: str, *, store: Path) -> Artifact:
-    """The finished artifact that a name stands for; a segmenter where the name does not say its stage.
+    """The finished artifact that a name stands for; digits alone mean a segmenter where they fit one.
 
     Raises:
         ConfigError: it fits several.
-        MissingArtifact: it fits none.
+        MissingArtifact: it fits none, or there is no store.
     """
-    if match := PAGE.fullmatch(Path(name).name):
-        name = match[1]
-    stage, _, digits = name.rpartition("/")
-    if not (stage in STAGES or not stage) or (Path(name) / "manifest.json").is_file():
-        return differences.find([name], store=store)[0]
-    found = [one for one in differences.finished(store, stage or "segmenter") if one.fingerprint.startswith(digits)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{name} fits {', '.join(one.fingerprint for one in found)}. Give more digits")
-    if stage:
-        raise MissingArtifact(
-            f"no finished {stage} in {store} begins with {digits}. List them: python -m wsss.store {store}"
-        )
-    return differences.find([name], store=store)[0]
+    page = PAGE.fullmatch(Path(name).name)
+    return differences.find(page[1] if page else name, store=store, prefer="segmenter")
 
 
 def _read(artifact: Artifact) -> Experiment:
