@@ -15,10 +15,15 @@ disk     bytes and files of everything a stage writes for an image
 index    (--index) seconds and bytes of memory an image for reading a data set, its fingerprint, and looking which
          images are done, on sets of hard links to one image; --entries says how many
 
-Seconds on a GPU are NOT measured: they are operations / (--tflops, or --tflops-depthwise for networks with depthwise
-convolutions), and no less than calls * --call-us. Weights that would have to be downloaded are left at random.
+Seconds on a GPU are NOT measured: they are operations / (--tflops, or --tflops-depthwise where a fifth of the
+convolutions are depthwise), and no less than calls * --call-us. Weights that would be downloaded are left at random.
 
-    wall = leader's + in every process + max((network + main process) / GPUs, loaders / their cores) + pool / its cores
+The wall time of a loop over images, each times their number:
+
+shared   max((network + main process) / GPUs, loading / loaders); by trainer=ddp
+pool     refinement / processes: workers of the configuration, else 16, and no more than a machine has cores; times
+         shards, one on each machine
+leader   network + main process, whatever is beside it
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -66,6 +71,7 @@ from wsss.data.demo import render_demo
 from wsss.data.loading import tag_vector
 from wsss.data.transforms import to_tensor
 from wsss.data.voc import VocLayout
+from wsss.errors import ConfigError
 from wsss.inference import Inference, inference_of
 from wsss.metrics import BoundaryFScore, ConfusionMatrix, ThresholdCurve, image_miou
 from wsss.models.folding import fold_batch_norm
@@ -81,6 +87,10 @@ from wsss.training.shells import ClassifierShell, SegmenterShell, Shell, to_unit
 
 PER_INODE = 50_000
 """Hard links to one file: file systems allow some ten thousand."""
+
+
+LATER = {"backend"}
+"""Keys that artifacts of earlier versions lack, and that cost nothing as they stand."""
 
 
 # --- the configuration ------------------------------------------------------------------------------------------------
@@ -230,8 +240,9 @@ def settle(network: nn.Module, images: Tensor) -> None:
 
 
 def depthwise(network: nn.Module) -> bool:
-    """Whether a network has depthwise convolutions, which GPUs compute far below their peak."""
-    return any(isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1 for m in network.modules())
+    """Whether a fifth of the convolutions or more are depthwise, which GPUs compute far below their peak."""
+    convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return 5 * sum(module.groups == module.in_channels > 1 for module in convolutions) >= len(convolutions)
 
 
 # --- what a stage costs -----------------------------------------------------------------------------------------------
@@ -421,11 +432,11 @@ class Meter:
         self.add("classifier", "validate", lambda p: (validations(recipe, self.count, p) + 1) * self.val, **known)
         return network
 
-    def seen(self, work: Callable[[Tensor], Any], *, per_call: float = 1, grad: bool = False) -> Step:
+    @torch.no_grad()
+    def seen(self, work: Callable[[Tensor], Any]) -> Step:
         """A step on one whole image."""
         image = to_unit(to_tensor(self.items[0].image))
-        with torch.enable_grad() if grad else torch.no_grad():
-            return step(lambda: work(image), images=1, per_call=per_call) * self.area
+        return step(lambda: work(image), images=1) * self.area
 
     def seeds_of(self, network: nn.Module) -> None:
         """Class activation maps of the training images, kept and measured."""
@@ -754,7 +765,8 @@ def probe_index(overrides: Sequence[str], artifacts: Path, seeds_file: Path | No
     with timed(found, "prepare"):
         seeds.prepare()
     found["peak"] = resident("VmHWM")
-    with timed(found, "cache"):  # a header of every image is read
+    # the header of every image is read; of many images the disk has no room for the pixels, which it says then
+    with timed(found, "cache"), suppress(ConfigError):
         DiskImages(data, artifacts / "decoded")
     found["train"] = len(groups)
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -889,7 +901,7 @@ def print_steps(costs: Costs, machine: Machine) -> None:
         "calls",
         "s, one core",
         "GFLOP/s there",
-        "ms, GPU (assumed)",
+        "ms, GPU (assumed)" if machine.gpus else "ms",
         "kept for backward",
     ]
     table("Network (GFLOP, calls, seconds and bytes measured; c: bound by calls)", header, rows)
@@ -967,6 +979,14 @@ def print_index(rows: list[tuple[str, int, dict[str, float]]], count: int, *, co
     print("\n" + "\n".join(said))
 
 
+def agrees(older: Any, newer: Any) -> bool:
+    """Whether two configurations are the same but for keys of ``LATER`` that ``older`` does not have."""
+    if isinstance(older, dict) and isinstance(newer, dict):
+        known = older.keys() | (newer.keys() & LATER)
+        return known >= newer.keys() and all(key in newer and agrees(older[key], newer[key]) for key in older)
+    return bool(older == newer)
+
+
 def print_against(folder: Path, config: DictConfig, data: ImageSet, costs: Costs, machine: Machine) -> None:
     """Beside what was measured: the wall time of finished artifacts of this very configuration."""
     pipeline, rows = Pipeline(config, data=data), []
@@ -976,9 +996,7 @@ def print_against(folder: Path, config: DictConfig, data: ImageSet, costs: Costs
         walls = []
         for path in sorted((folder / stage).glob("*/manifest.json")):
             manifest = json.loads(path.read_text())
-            same = {k: v for k, v in manifest["config"].items() if k != "seed"} == {
-                k: v for k, v in wanted.items() if k != "seed"
-            }
+            same = agrees(manifest["config"] | {"seed": wanted.get("seed")}, wanted | {"seed": wanted.get("seed")})
             if same and manifest["data"]["splits"]["train"]["images"] == len(data.ids(data.train)):
                 walls.append(manifest["wall_seconds"])
         if own and walls:
@@ -1018,7 +1036,7 @@ def main() -> None:
     add("--entries", type=int, nargs="+", default=[10_000, 100_000])
     add("--only-index", action="store_true")
     add("--against", type=Path, help="a store: compare with the wall time of its artifacts (one core, --gpus 0)")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:

@@ -26,8 +26,19 @@ from wsss.artifacts import Artifact, read_json
 from wsss.build import build
 from wsss.charts import MOST_CURVES, Line
 from wsss.cli import CONF
-from wsss.compare import compare, compare_artifacts, main, most_finished, open_pipelines, plot, to_csv
-from wsss.differences import find, short_names
+from wsss.compare import (
+    Comparison,
+    Row,
+    Run,
+    compare,
+    compare_artifacts,
+    main,
+    most_finished,
+    open_pipelines,
+    plot,
+    to_csv,
+)
+from wsss.differences import differing, find, flatten, short_names
 from wsss.errors import ConfigError, MissingArtifact
 from wsss.models import TimmClassifier
 from wsss.pipeline import STAGES
@@ -884,3 +895,38 @@ def test_the_command_of_a_missing_job_makes_it(own_sweep: str, overrides, tmp_pa
         compare(arguments, stage="labels")
     with pytest.raises(ConfigError):
         compare(arguments, stage="seeds", metrics=["nothing"])
+
+
+def test_a_ceiling_is_not_the_best_of_weak_ones():
+    weak, better, full = (
+        Row({}, [Run({}, Artifact(Path(), "segmenter", name), "", {"supervision": supervision}, {"miou": value})])
+        for name, value, supervision in (
+            ("a", 0.5, "image tags"),
+            ("b", 0.6, "image tags"),
+            ("c", 0.8, "train masks"),
+        )
+    )
+    assert among(weak, better, full).best() == [better]
+    assert "* best miou without true masks." in among(weak, better, full).notes()
+    assert among(full, full).best() == [full, full]
+    assert "* best miou." in among(weak, better).notes()
+    assert "* best miou." in among(full, full).notes()
+
+
+def among(*rows: Row) -> Comparison:
+    runs = [run for row in rows for run in row.runs]
+    return Comparison("", "segmenter", (), rows, runs, (), ("miou",), "miou", "")
+
+
+def test_a_seed_that_follows_the_seed_of_all_keeps_no_rows_apart():
+    made = [flatten({"seed": seed, "cam": {"_target_": "Lpcam", "seed": seed}}) for seed in (0, 1)]
+    assert [list(found) for found in differing(made)] == [["seed"], ["seed"]]
+    own = flatten({"seed": 2, "cam": {"_target_": "Lpcam", "seed": 7}})
+    assert [list(found) for found in differing([*made, own])] == [["seed", "cam.seed"]] * 3
+
+
+def test_what_has_no_classifier_has_no_other_one():
+    """A segmenter that learnt from true masks, beside two that differ in their classifier's training."""
+    weak = [flatten({"recipe": {"classifier": {"epochs": epochs, "lr": 1}}, "labels": "refined"}) for epochs in (6, 12)]
+    found = differing([*weak, flatten({"labels": "ground_truth"})])
+    assert [list(one) for one in found] == [["recipe.classifier.epochs", "labels"]] * 2 + [["labels"]]

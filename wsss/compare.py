@@ -142,6 +142,11 @@ class Row:
         """What its runs were learnt or chosen with."""
         return " / ".join(dict.fromkeys(run.supervision for run in self.runs if run.supervision))
 
+    @property
+    def true_masks(self) -> bool:
+        """Whether some run learnt from the masks of the training images."""
+        return any("train masks" in run.supervision for run in self.runs)
+
     def label(self) -> str:
         """What tells this row apart, in a few words."""
         words = " ".join(setting.text for setting in self.settings.values())
@@ -187,12 +192,15 @@ class Comparison:
     def best(self) -> list[Row]:
         """The rows with the best ``best_by``; none where there is nothing to choose from.
 
-        No threshold is better than another, and numbers of different images do not say which row is.
+        No threshold is better than another, and numbers of different images do not say which row is. Beside rows that
+        learnt from tags, one that learnt from true masks is a ceiling, and not the best of them.
         """
-        ranks = [_rank(row, self.best_by) for row in self.rows if row.stat(self.best_by)]
-        if len(ranks) < 2 or _is_threshold(self.best_by) or self.several_data:
+        weak = [row for row in self.rows if not row.true_masks]
+        rows = [row for row in weak or self.rows if row.stat(self.best_by)]
+        if len(rows) < 2 or _is_threshold(self.best_by) or self.several_data:
             return []
-        return [row for row in self.rows if isclose(_rank(row, self.best_by), max(ranks), rel_tol=1e-9)]
+        highest = max(_rank(row, self.best_by) for row in rows)
+        return [row for row in rows if isclose(_rank(row, self.best_by), highest, rel_tol=1e-9)]
 
     @property
     def partial(self) -> bool:
@@ -250,7 +258,8 @@ class Comparison:
                 "comparable, and no row is called the best."
             )
         if self.best():
-            notes.append(f"* best {self.best_by}{' (lowest)' if _lower(self.best_by) else ''}.")
+            weak = " without true masks" if len({row.true_masks for row in self.rows}) > 1 else ""
+            notes.append(f"* best {self.best_by}{' (lowest)' if _lower(self.best_by) else ''}{weak}.")
         if self.repeated:
             notes.append("mean (lowest-highest) over n seeds.")
         if self.partial:
@@ -751,13 +760,20 @@ def _x_key(comparison: Comparison, wanted: str | None) -> str | None:
     values = {key: [as_number(row.settings[key].value) for row in comparison.rows] for key in comparison.keys}
     numeric = {key: len(set(found)) for key, found in values.items() if None not in found}
     if wanted is None:
-        several = {key: count for key, count in numeric.items() if count > 1}
+        several = {key: count for key, count in numeric.items() if count > 1 and _makes_lines(comparison, key)}
         return max(several, key=lambda key: several[key]) if several else None
     names = differences.short_names(comparison.keys)
     for key in numeric:
         if wanted in (key, names[key]):
             return key
     raise ConfigError(f"--x {wanted}: no swept number of that name. There are: {', '.join(numeric) or 'none'}")
+
+
+def _makes_lines(comparison: Comparison, key: str) -> bool:
+    """Whether rows that differ in a key alone are the rule, so that few lines go through them."""
+    rest = [other for other in comparison.keys if other != key]
+    lines = {tuple(row.settings[other].text for other in rest) for row in comparison.rows}
+    return len(lines) <= min(MOST_CURVES, len(comparison.rows) / 2)
 
 
 def plot_curves(comparison: Comparison, path: Path) -> bool:

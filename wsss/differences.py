@@ -217,7 +217,9 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
 
     A key that some of them do not have, and that has one value under each option of its group (``cam``, ``refiner``,
     ...) that has it, is left out: the column of the option tells as much. So is the version of a stage, where all that
-    went through the stage have the same.
+    went through the stage have the same. Settings of a part of the configuration are compared among those that have
+    the part: what learnt from true masks has no classifier, which is no other classifier. A seed that follows the
+    seed of all is not told again.
 
     >>> cam, layercam = flatten({"cam": {"_target_": "Cam"}}), flatten({"cam": {"_target_": "LayerCam", "gamma": 2}})
     >>> [list(found) for found in differing([cam, layercam])]
@@ -225,10 +227,22 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
     >>> other = flatten({"cam": {"_target_": "LayerCam", "gamma": 3}})
     >>> [{key: setting.text for key, setting in found.items()} for found in differing([cam, layercam, other])]
     [{'cam': 'Cam'}, {'cam': 'LayerCam', 'cam.gamma': '2'}, {'cam': 'LayerCam', 'cam.gamma': '3'}]
+    >>> differing([cam | flatten({"seed": 0}), flatten({"seed": 0})])
+    [{}, {}]
     """
     keys = list(dict.fromkeys(key for found in made_with for key in found))
     texts = {key: [found[key].text if key in found else None for found in made_with] for key in keys}
-    different = [key for key in keys if len(set(texts[key]) - ({None} if key in _VERSIONS else set())) > 1]
+    nodes = [{node_of(key) for key in found} for found in made_with]
+
+    def differs(key: str) -> bool:
+        if key.endswith(".seed") and all(
+            found[key].text == found["seed"].text for found in made_with if key in found and "seed" in found
+        ):
+            return False
+        there = [text for text, own in zip(texts[key], nodes, strict=True) if node_of(key) in own]
+        return len(set(there) - ({None} if key in _VERSIONS else set())) > 1
+
+    different = [key for key in keys if differs(key)]
     options = {key for key in different for found in made_with if key in found and isinstance(found[key].value, Option)}
 
     def told_by(key: str, option: str) -> bool:
@@ -243,6 +257,16 @@ def differing(made_with: Sequence[Mapping[str, Setting]]) -> list[dict[str, Sett
         if not (None in texts[key] and any(told_by(key, option) for option in options if option != key))
     ]
     return [{key: found[key] for key in kept if key in found} for found in made_with]
+
+
+def node_of(key: str) -> str:
+    """The part of the configuration that stages read or leave as a whole.
+
+    >>> node_of("cam.gamma"), node_of("recipe.classifier.optimizer.lr")
+    ('cam', 'recipe.classifier')
+    """
+    parts = key.split(".")
+    return ".".join(parts[: 1 + (parts[0] in ("recipe", "evaluation", "trainer"))])
 
 
 def short_names(keys: Sequence[str], *, taken: Sequence[str] = ()) -> dict[str, str]:
@@ -266,6 +290,7 @@ __all__ = [
     "find",
     "finished",
     "flatten",
+    "node_of",
     "read_manifest",
     "settings",
     "short_names",

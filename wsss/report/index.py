@@ -12,10 +12,11 @@ from typing import Any
 from urllib.parse import quote
 
 from wsss.artifacts import FINGERPRINT_DIGITS, Artifact, write_text
+from wsss.differences import node_of
 from wsss.pages import template
 from wsss.report.experiments import Experiment, read_experiments
 from wsss.report.page import HEADLINE
-from wsss.store.differences import differences, node_of, short_keys, value_text
+from wsss.store.differences import differences, short_keys, value_text
 
 FOLDER = "report"
 """Where the pages of a store lie."""

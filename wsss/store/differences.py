@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
+from wsss.differences import node_of
 from wsss.pipeline import STAGES
 from wsss.store.entries import Entry, Store
 from wsss.store.layout import Key
@@ -130,12 +131,6 @@ def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def node_of(key: str) -> str:
-    """The part of the configuration that stages read or leave as a whole."""
-    parts = key.split(".")
-    return ".".join(parts[: 1 + (parts[0] in ("recipe", "evaluation", "trainer"))])
 
 
 def _part(key: str, config: Mapping[str, Any]) -> tuple[Any, ...]:
