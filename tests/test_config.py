@@ -283,6 +283,11 @@ def test_what_composes_and_cannot_be_used_is_told_before_any_work(
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_no_logger_at_all_is_none():
+    assert not build(tiny.composed("logger=[]"), "logger")
+    assert not build(tiny.composed("logger=none"), "logger")
+
+
 def test_mandatory_root_of_a_set_of_ones_own(tmp_path: Path):
     places = [f"paths.{name}={tmp_path}/{name}" for name in ("artifacts", "data", "logs")]
     code, output = tiny.call("train.py", "+experiment=own_voc_layout", *places)

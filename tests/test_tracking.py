@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,17 +38,20 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader, TensorDataset
-from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
+from wandb.util import get_core_path
 
 from wsss import tracking
 from wsss.artifacts import Artifact
 from wsss.cams.prototypes import Prototypes
 from wsss.console import quiet_libraries
 from wsss.errors import ConfigError, Diverged
-from wsss.stages.report import PATCH_SIDE, PATCHES_SHOWN
+from wsss.stages.context import Context
+from wsss.stages.report import PATCH_SIDE, PATCHES_SHOWN, prototype_rows
+from wsss.stages.seeds import show_prototypes
 from wsss.tracking import CsvTracker, NullTracker, Picture, TensorBoardTracker, Tracker, Trackers, WandbTracker
 
 WHO = {"stage": "seeds", "experiment": "voc_layercam", "fingerprint": "53cbf2f250e9"}
+CURVES = ("train/loss_step", "lr/encoder", "lr/new")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +61,7 @@ def clean_wandb(monkeypatch, tmp_path):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
-    monkeypatch.setattr(tracking, "_announced", False)
+    monkeypatch.setattr(tracking, "_announced", set())
     wandb.teardown()
     yield
     wandb.teardown()
@@ -68,51 +72,74 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def read_records(directory: Path) -> list[Record]:
-    """Read the one offline run below ``directory``: W&B's log is LevelDB's, a 7-byte head and then 32 KiB blocks."""
+def read_part(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's log by W&B's own reader, the one behind ``wandb leet inspect``."""
     wandb.teardown()  # W&B's writer is a process of its own; this waits for it
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(path)]
+    command.append(str(path.parent.parent))
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def read_records(directory: Path) -> list[dict[str, Any]]:
+    """The records of the one offline run below ``directory``."""
     (path,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    data, position, parts, records = path.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while position < len(data):
-        if 32768 - position % 32768 < 7:  # no head fits into the rest of a block
-            position += 32768 - position % 32768
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        parts += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(Record.FromString(parts))
-            parts = b""
-    return records
+    return read_part(path)
 
 
-def history(directory: Path) -> list[dict]:
+def those(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    """What the records of one kind say."""
+    return [record[kind] for record in records if record["type"] == kind]
+
+
+def rows_of(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was logged, row by row; the parts of a table or an image have dots in their keys."""
-    rows = [record.history.item for record in read_records(directory) if record.HasField("history")]
-    return [{item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in row} for row in rows]
+    return [record["item"] for record in those(records, "history")]
 
 
-def sent_artifacts(directory: Path) -> dict[str, ArtifactRecord]:
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The rows of the one offline run below ``directory``."""
+    return rows_of(read_records(directory))
+
+
+def exit_codes(records: list[dict[str, Any]]) -> list[int]:
+    """How the run ended."""
+    return [record.get("exit_code", 0) for record in those(records, "exit")]
+
+
+def config_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The configuration of a run as it is at the end."""
+    return dict(ChainMap(*reversed([record["update"] for record in those(records, "config") if "update" in record])))
+
+
+def sent_artifacts(directory: Path) -> dict[str, dict[str, Any]]:
     """The artifacts of the one offline run below ``directory`` by type, but for those that hold tables."""
-    found = [record.artifact for record in read_records(directory) if record.HasField("artifact")]
-    return {artifact.type: artifact for artifact in found if artifact.type != "run_table"}
+    found = those(read_records(directory), "artifact")
+    return {artifact["type"]: artifact for artifact in found if artifact["type"] != "run_table"}
 
 
-def summary_of(records: list[Record]) -> dict[str, Any]:
+def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
     """The summary of a run as it is at the end."""
-    updates = [update for record in records for update in record.summary.update]
-    return {update.key or ".".join(update.nested_key): json.loads(update.value_json) for update in updates}
+    return dict(ChainMap(*reversed([record["update"] for record in those(records, "summary")])))
 
 
-def table_of(records: list[Record], name: str) -> list[list[Any]]:
-    """The rows of a table that waits for its upload. The file that lies with the run's media holds no images."""
-    entries = [entry for record in records for entry in record.artifact.manifest.contents]
-    (path,) = (entry.local_path for entry in entries if entry.path == f"{name}.table.json")
-    images = {entry.path for entry in entries if entry.local_path and Path(entry.local_path).is_file()}
-    rows = json.loads(Path(path).read_text())["data"]
-    assert all(cell["path"] in images for row in rows for cell in row if isinstance(cell, dict))
-    return rows
+def waiting(records: list[dict[str, Any]]) -> dict[str, Path]:
+    """The files that wait for their upload in artifacts, by their names there."""
+    entries = [entry for artifact in those(records, "artifact") for entry in artifact["manifest"]["contents"]]
+    return {entry["path"]: Path(entry["local_path"]) for entry in entries if "local_path" in entry}
+
+
+def table_of(records: list[dict[str, Any]], name: str) -> list[list[Any]]:
+    """The rows of a table that waits for its upload, with its images. The file beside the run's media holds none."""
+    files = waiting(records)
+    rows = json.loads(files[f"{name}.table.json"].read_text())["data"]
+    return [[image_at(files[cell["path"]]) if isinstance(cell, dict) else cell for cell in row] for row in rows]
+
+
+def image_at(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image)
 
 
 def read_events(directory: Path) -> EventAccumulator:
@@ -224,6 +251,14 @@ class TestCsv:
     def test_a_table_does_not_overwrite_the_learning_curves(self, tmp_path):
         with pytest.raises(ValueError, match="overwrite"):
             CsvTracker(**WHO, directory=tmp_path).log_table("metrics", ["a"], [])
+
+    def test_what_lightning_tells_twice_is_one_line(self, tmp_path):
+        """The epoch comes with the metric of validation and with the mean of the loss."""
+        tracker = CsvTracker(**WHO, directory=tmp_path)
+        for step, row in ((3, {"val/map": 0.5, "epoch": 0}), (3, {"train/loss": 2, "epoch": 0}), (7, {"epoch": 0})):
+            tracker.log_metrics(row, step=step)
+        lines = ["3,val/map,0.5", "3,epoch,0.0", "3,train/loss,2.0", "7,epoch,0.0"]
+        assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == lines
 
     def test_a_resumed_run_appends(self, tmp_path):
         for step in (0, 1):
@@ -376,13 +411,12 @@ class TestWandb:
             tracker.log_curve("curve", [(0.1, 0.3), (0.2, 0.4)], "threshold", "mIoU")
             tracker.log_table("iou", ["class", "IoU"], [["dog", np.float64(0.5)], ["cat", None]])
             tracker.log_images("overlays", [picture])
-        records, rows = read_records(tmp_path), history(tmp_path)
-        run = next(record.run for record in records if record.HasField("run"))
-        assert (run.project, run.run_group, run.job_type) == ("p", "voc_layercam", "seeds")
-        assert (run.display_name, list(run.tags)) == ("seeds-53cbf2f250e9", ["t"])
-        updates = [update for record in records for update in record.config.update]
-        config = {item.key or ".".join(item.nested_key): item.value_json for item in updates}
-        assert (json.loads(config["cam"]), json.loads(config["stage"])) == ({"gamma": 2}, "seeds")
+        records = read_records(tmp_path)
+        rows = rows_of(records)
+        run, config = those(records, "run")[0], config_of(records)
+        assert (run["project"], run["run_group"], run["job_type"]) == ("p", "voc_layercam", "seeds")
+        assert (run["display_name"], run["tags"]) == ("seeds-53cbf2f250e9", ["t"])
+        assert (config["cam"], config["stage"]) == ({"gamma": 2}, "seeds")
         losses = [(row["trainer/global_step"], row["train/loss"]) for row in rows if "train/loss" in row]
         assert losses == [(0, 3.0), (1, 2.0)]
         assert next(row for row in rows if "val/miou" in row)["trainer/global_step"] == 7
@@ -392,7 +426,7 @@ class TestWandb:
         (overlays,) = (row for row in rows if "overlays.captions" in row)
         assert overlays["overlays.captions"] == ["2007_000033"]
         assert set(overlays["overlays.all_masks"][0]) == {"seeds", "truth"}
-        assert [record.exit.exit_code for record in records if record.HasField("exit")] == [0]
+        assert exit_codes(records) == [0]
         assert capfd.readouterr() == ("", "")
 
     def test_final_numbers_are_in_the_summary(self, tmp_path):
@@ -411,18 +445,20 @@ class TestWandb:
             tracker.log_output(seeds)
         (made,) = sent_artifacts(tmp_path / "a").values()
         sent = sent_artifacts(tmp_path / "b")
-        assert {name: (one.name, one.use_after_commit) for name, one in sent.items()} == {
+        assert {name: (one["name"], one.get("use_after_commit", False)) for name, one in sent.items()} == {
             "classifier": ("classifier-classifier1", True),
             "seeds": ("seeds-seeds1", False),
         }
-        assert (made.use_after_commit, made.digest) == (False, sent["classifier"].digest), "one and the same version"
-        for artifact, entries in ((classifier, made.manifest.contents), (seeds, sent["seeds"].manifest.contents)):
+        assert "use_after_commit" not in made
+        assert made["digest"] == sent["classifier"]["digest"], "one and the same version"
+        for artifact, one in ((classifier, made), (seeds, sent["seeds"])):
             names = ("manifest.json", "masks", "metrics.json", "weights.safetensors")  # not the checkpoint
-            assert {entry.path: entry.ref for entry in entries} == {
+            entries = one["manifest"]["contents"]
+            assert {entry["path"]: entry["ref"] for entry in entries} == {
                 name: (artifact.directory / name).as_uri() for name in names
             }
-            assert not any(entry.local_path for entry in entries), "nothing is copied for upload"
-        metadata = json.loads(made.metadata)
+            assert not any("local_path" in entry for entry in entries), "nothing is copied for upload"
+        metadata = json.loads(made["metadata"])
         assert metadata["metrics"] == {"miou": 0.25}
         assert (metadata["supervision"], metadata["seed"], metadata["fingerprint"]) == ("image tags", 3, "classifier1")
         assert metadata["directory"] == str(classifier.directory)
@@ -432,7 +468,7 @@ class TestWandb:
         for at, created in enumerate(("today", "tomorrow")):
             with WandbTracker(**WHO, directory=tmp_path / str(at), mode="offline") as tracker:
                 tracker.log_output(store(tmp_path / "store", "seeds", "s1", created=created))
-            digests.append(sent_artifacts(tmp_path / str(at))["seeds"].digest)
+            digests.append(sent_artifacts(tmp_path / str(at))["seeds"]["digest"])
         assert digests[0] != digests[1]
 
     def test_images_of_several_sizes_and_in_tables(self, tmp_path, caplog):
@@ -447,7 +483,7 @@ class TestWandb:
         (mask,) = (path for path in tmp_path.rglob("*.mask.png") if np.array(Image.open(path))[7, 0] == 0)
         assert np.array(Image.open(mask))[0].tolist() == [0, 0, 255, 255, 255, 255], "the border counts as ignored"
         rows = table_of(read_records(tmp_path), "prototypes")
-        assert [[name, patch["width"], patch["height"]] for name, patch in rows] == [["dog", 6, 4], ["cat", 2, 8]]
+        assert [[name, *patch.shape] for name, patch in rows] == [["dog", 4, 6, 3], ["cat", 8, 2, 3]]
         assert not [record for record in caplog.records if record.name == "root"]
 
     def test_what_waits_for_the_upload_lies_beside_the_run(self, tmp_path, monkeypatch):
@@ -456,21 +492,16 @@ class TestWandb:
             tracker.log_table("iou", ["class"], [["dog"]])
             tracker.log_curve("curve", [(0.1, 0.3)], "threshold", "mIoU")
             tracker.log_output(store(tmp_path / "store", "seeds", "s1"))
-        waiting = [
-            entry.local_path
-            for record in read_records(tmp_path / "run")
-            for entry in record.artifact.manifest.contents
-            if entry.local_path
-        ]
-        assert len(waiting) == 2
-        assert all(Path(path).is_relative_to(tmp_path / "run") and Path(path).is_file() for path in waiting)
+        files = waiting(read_records(tmp_path / "run")).values()
+        assert len(files) == 2
+        assert all(path.is_relative_to(tmp_path / "run") and path.is_file() for path in files)
         assert not (tmp_path / "home").exists()
         assert "WANDB_DATA_DIR" not in os.environ
 
     def test_a_failed_run_is_closed_as_failed(self, tmp_path):
         with pytest.raises(RuntimeError), WandbTracker(**WHO, directory=tmp_path, mode="offline"):
             raise RuntimeError
-        assert [record.exit.exit_code for record in read_records(tmp_path) if record.HasField("exit")] == [1]
+        assert exit_codes(read_records(tmp_path)) == [1]
 
     def test_disabled_writes_nothing(self, tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -484,11 +515,26 @@ class TestWandb:
     def test_offline_is_said_once(self, tmp_path, caplog):
         caplog.set_level(logging.INFO, logger="wsss.tracking")
         for name in ("a", "b"):
-            WandbTracker(**WHO, directory=tmp_path / name).finish(ok=True)
+            WandbTracker(**WHO, directory=tmp_path / "my logs/voc" / name).finish(ok=True)
         (message,) = ours(caplog)
         assert "no API key" in message
-        sync = message.split("wandb sync ")[1]
-        assert list(Path(sync).glob("run-*.wandb"))
+        assert message.endswith(f": {tracking.upload_command(tmp_path / 'my logs')}")
+
+    def test_settings_that_wandb_does_not_take_cost_the_dashboard_alone(self, tmp_path, monkeypatch, caplog):
+        monkeypatch.setenv("WANDB_BASE_URL", "no address")
+        for name in ("a", "b"):
+            with WandbTracker(**WHO, directory=tmp_path / name) as tracker:
+                tracker.log_metrics({"miou": 0.4}, step=1)
+                fit(tracker)
+                assert not tracker.takes_images
+        (message,) = ours(caplog)
+        assert "nothing is recorded" in message
+        assert "base_url" in message
+
+    def test_an_unknown_wandb_mode_in_the_environment_is_a_mistake_of_the_user(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("WANDB_MODE", "garbage")
+        with pytest.raises(ConfigError, match=r"WANDB_MODE='garbage'.*online, offline, disabled"):
+            WandbTracker(**WHO, directory=tmp_path)
 
     def test_without_key_and_terminal_it_neither_asks_nor_hangs(self, tmp_path):
         """A process of its own, with stdin closed: it ends well and soon, and stdout holds nothing but our line."""
@@ -523,8 +569,21 @@ class TestWandb:
             WandbTracker(**WHO, directory=tmp_path).finish(ok)
         assert asked == [("online", None), ("online", "abc"), ("online", None)]
 
+    def test_a_run_whose_first_part_was_not_uploaded_begins_anew_online(self, tmp_path, monkeypatch):
+        """Sent later, that part would come last, and say that the run failed."""
+        asked = []
+        WandbTracker(**WHO, directory=tmp_path, mode="offline").finish(ok=False)
+        (part,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+        id = part.stem.removeprefix("run-")
+        monkeypatch.setattr(wandb, "init", lambda **options: asked.append(options["id"]) or MagicMock(id=id))
+        monkeypatch.setattr(tracking, "choose_mode", lambda _: ("online", ""))
+        WandbTracker(**WHO, directory=tmp_path).finish(ok=False)
+        part.with_suffix(".wandb.synced").touch()
+        WandbTracker(**WHO, directory=tmp_path).finish(ok=False)
+        assert asked == [None, id]
+
     def test_trouble_at_the_end_is_reported_and_not_raised(self, tmp_path, monkeypatch, caplog):
-        run = MagicMock(dir=str(tmp_path / "run-1/files"))
+        run = MagicMock(id="1", dir=str(tmp_path / "run-1/files"))
         run.finish.side_effect = ConnectionError("gone")
         monkeypatch.setattr(wandb, "init", lambda **_: run)
         tracker = WandbTracker(**WHO, directory=tmp_path)
@@ -612,7 +671,7 @@ def test_a_server_that_never_answers(tmp_path, monkeypatch, caplog):
 # --- whole pipelines, and what is sent later -------------------------------------------------------------------------
 
 
-def test_every_dashboard_of_a_pipeline(tmp_path):
+def test_every_dashboard_of_a_pipeline(tmp_path, monkeypatch):
     """All stages with three trackers at once: nothing that one of them shows is missing in what it wrote."""
     root = tiny.write_set(tmp_path / "set")
     pipeline = tiny.pipeline(root, tmp_path, "logger=[csv,wandb,tensorboard]", "cam=lpcam")
@@ -623,17 +682,15 @@ def test_every_dashboard_of_a_pipeline(tmp_path):
         for stage in tiny.STAGES
     }
     records = {stage: read_records(logs[stage]) for stage in tiny.STAGES}
-    rows = {stage: history(logs[stage]) for stage in tiny.STAGES}
+    rows = {stage: rows_of(records[stage]) for stage in tiny.STAGES}
     keys = {stage: {key.partition(".")[0] for row in rows[stage] for key in row} for stage in tiny.STAGES}
     events = {stage: read_events(logs[stage] / "tensorboard") for stage in tiny.STAGES}
     tags = {stage: set(events[stage].Tags()["scalars"] + events[stage].Tags()["images"]) for stage in tiny.STAGES}
 
     for stage in tiny.STAGES:
-        (run,) = (record.run for record in records[stage] if record.HasField("run"))
-        assert (run.run_group, run.job_type) == (pipeline.experiment, stage)
-        assert [record.exit.exit_code for record in records[stage] if record.HasField("exit")] == [0]
-        updates = [update for record in records[stage] for update in record.config.update]
-        config = {item.key: json.loads(item.value_json) for item in updates if item.key}
+        (run,), config = those(records[stage], "run"), config_of(records[stage])
+        assert (run["run_group"], run["job_type"]) == (pipeline.experiment, stage)
+        assert exit_codes(records[stage]) == [0]
         assert (config["cam"]["_target_"], config["seed"]) == ("wsss.cams.Lpcam", 0)
         assert config["paths"]["logs"] == str(tmp_path / "logs"), "resolved"
         metrics = pipeline.artifact(stage).metrics
@@ -648,11 +705,11 @@ def test_every_dashboard_of_a_pipeline(tmp_path):
     way = {"classifier": set(), "seeds": {"classifier"}, "labels": {"seeds"}, "segmenter": {"labels"}}
     sent = {stage: sent_artifacts(logs[stage]) for stage in tiny.STAGES}
     for stage, needs in way.items():
-        used = {name for name, artifact in sent[stage].items() if artifact.use_after_commit}
+        used = {name for name, artifact in sent[stage].items() if "use_after_commit" in artifact}
         assert (used, set(sent[stage]) - used) == (needs, {stage})
         names = {f"{need}-{pipeline.fingerprint(need)}" for need in needs}
         assert set(json.loads((logs[stage] / "summary.json").read_text())["inputs"]) == names
-        assert {sent[stage][need].digest for need in needs} == {sent[need][need].digest for need in needs}
+        assert [sent[stage][need]["digest"] for need in needs] == [sent[need][need]["digest"] for need in needs]
 
     for stage, metric in (("classifier", "map"), ("segmenter", "miou")):
         curve = [row for row in rows[stage] if f"val/{metric}" in row]
@@ -660,6 +717,23 @@ def test_every_dashboard_of_a_pipeline(tmp_path):
         assert [row["trainer/global_step"] for row in curve][:2] == [3, 7], "four steps an epoch, counted from 0"
         assert [step for step, _ in scalars(events[stage], f"val/{metric}")][:2] == [3, 7]
         assert {"train/loss", f"val/{metric}", metric} <= keys[stage] & tags[stage]
+        steps = {
+            name: [(row["trainer/global_step"], row[name]) for row in rows[stage] if name in row] for name in CURVES
+        }
+        lines = [(int(step), name, float(value)) for step, name, value in read_csv(logs[stage] / "metrics.csv")[1:]]
+        assert len(lines) == len({(step, name) for step, name, _ in lines}), "one number for each step and name"
+        for name, curve in steps.items():
+            assert [step for step, _ in curve] == list(range(8)), "a short training is told step by step"
+            assert [(step, value) for step, told, value in lines if told == name] == curve
+            assert [value for _, value in scalars(events[stage], name)] == pytest.approx([y for _, y in curve])
+        means = [value for _, told, value in lines if told == "train/loss"]
+        losses = np.array([loss for _, loss in steps["train/loss_step"]])
+        assert means == pytest.approx(losses.reshape(2, 4).mean(axis=1)), "batches of one size"
+        factor = pipeline.config.recipe[stage].encoder_lr_factor
+        rates, slow = ([rate for _, rate in steps[f"lr/{name}"]] for name in ("new", "encoder"))
+        assert rates[0] == pipeline.config.recipe[stage].optimizer.lr
+        assert sorted(rates, reverse=True) == rates
+        assert slow == pytest.approx([factor * rate for rate in rates])
     shown = {
         "classifier": {"average precision"},
         "seeds": {"seeds IoU", "seeds", "prototypes", "threshold curve_table"},
@@ -684,9 +758,18 @@ def test_every_dashboard_of_a_pipeline(tmp_path):
     shown_of_squares = [float(p) for name, kind, p, _ in table[1:] if (name, kind) == ("square", "object")]
     squares = found.probabilities[(found.class_ids == 1) & ~found.context.bool() & found.kept]
     assert shown_of_squares == pytest.approx(squares.tolist()[:8])
-    side = PATCHES_SHOWN * PATCH_SIDE
-    assert [row[4]["width"] for row in table_of(records["seeds"], "prototypes")] == [side] * (len(table) - 1)
+    patches = [view.patches for row in prototype_rows(pipeline.artifact("seeds"), pipeline.data) for view in row.views]
+    for row, own in zip(table_of(records["seeds"], "prototypes"), patches, strict=True):
+        assert row[4].shape == (PATCH_SIDE, PATCHES_SHOWN * PATCH_SIDE, 3)
+        for at, patch in enumerate(own):
+            assert np.array_equal(row[4][:, at * PATCH_SIDE : (at + 1) * PATCH_SIDE], patch)
+    assert [bool(own) for own in patches] == [int(size) > 0 for _, _, _, size in table[1:]]
     assert "prototypes/square" in tags["seeds"]
+
+    monkeypatch.setattr(type(pipeline.data), "image", None)  # a tracker without images reads none
+    alone = CsvTracker(**WHO, directory=tmp_path / "alone")
+    show_prototypes(Context(pipeline.config, pipeline.data, pipeline.artifact("seeds"), {}, alone))
+    assert read_csv(tmp_path / "alone/prototypes.csv") == table
 
 
 def test_every_job_has_a_run_of_its_own_which_is_closed_if_it_fails(tmp_path):
@@ -703,8 +786,8 @@ def test_every_job_has_a_run_of_its_own_which_is_closed_if_it_fails(tmp_path):
             except Diverged:
                 how = "failed"
             records = read_records(logs)
-            codes.append([record.exit.exit_code for record in records if record.HasField("exit")])
-            ids |= {record.run.run_id for record in records if record.HasField("run")}
+            codes.append(exit_codes(records))
+            ids |= {run["run_id"] for run in those(records, "run")}
             assert text(read_events(logs / "tensorboard"), "ended") == how
     assert codes == [[1], [0]]
     assert len(ids) == 2
@@ -720,6 +803,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.uploaded: dict[str, bytes] = {}
         self.streamed: list[dict[str, Any]] = []
+        self.histories: dict[str, list[dict[str, Any]]] = {}
 
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL answer."""
@@ -727,7 +811,15 @@ class Server(ThreadingHTTPServer):
         if operation == "UpsertBucket":
             owner = {"id": "P", "name": "wsss", "entity": {"id": "E", "name": "me"}}
             run = {"id": "R", "name": given["name"], "displayName": "", "config": "{}", "project": owner}
+            self.histories.setdefault(given["name"], [])
             return {"upsertBucket": {"bucket": run, "inserted": True}}
+        if operation == "RunResumeStatus" and given["name"] in self.histories:
+            rows = self.histories[given["name"]]
+            count = {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+            tail = {"historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]"}
+            known = {"config": "{}", "wandbConfig": '{"t": {}}', "summaryMetrics": "{}", "tags": []}
+            bucket = {"id": "R", "name": given["name"], "displayName": "", **count, **tail, **known}
+            return {"model": {"id": "P", "name": "wsss", "entity": {"id": "E", "name": "me"}, "bucket": bucket}}
         if operation == "CreateArtifact":
             artifact = {"id": given["artifactCollectionName"], "state": "PENDING", "artifactSequence": {"id": "S"}}
             return {"createArtifact": {"artifact": artifact}}
@@ -772,7 +864,12 @@ class Handler(BaseHTTPRequestHandler):
             self.server.asked.append((operation, variables.get("input") or variables))
             answer = {"data": self.server.answer(operation, variables)}
         elif self.path.endswith("file_stream"):
-            self.server.streamed.append(json.loads(body))
+            part = json.loads(body)
+            self.server.streamed.append(part)
+            rows = self.server.histories[self.path.split("/")[-2]]
+            new = [json.loads(line) for line in lines_of(part, "wandb-history.jsonl")]
+            if new:
+                rows[part["files"]["wandb-history.jsonl"]["offset"] :] = new
         self._reply(answer)
 
     def _body(self) -> bytes:
@@ -802,6 +899,50 @@ def serving() -> Iterator[Server]:
             server.shutdown()
 
 
+def sync(command: list[str], server: Server, home: Path) -> str:
+    """Run W&B's own program with this server, as one who has logged in; what it says."""
+    wandb.teardown()  # else it would be asked to use the service of this process
+    environment = os.environ | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url, "HOME": str(home)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_the_command_that_is_said_uploads_every_run_and_joins_the_parts_of_one(tmp_path, caplog):
+    """A classifier that is interrupted after step 4 goes on at step 3, where its checkpoint is; then the seeds."""
+    caplog.set_level(logging.INFO, logger="wsss.tracking")
+    logs, made = tmp_path / "my logs/e", store(tmp_path / "store", "classifier", "f")
+    first = {"stage": "classifier", "experiment": "e", "fingerprint": "f", "directory": logs / "classifier-f"}
+    tracker = WandbTracker(**first)
+    for step in range(5):
+        tracker.log_metrics({"train/loss": 8 - step}, step=step)
+    tracker.finish(ok=False)
+    wandb.teardown()
+    (part,) = logs.glob("*/wandb/offline-run-*/run-*.wandb")
+    os.truncate(part, part.stat().st_size - 5)  # as a process leaves it that is killed while it writes
+    time.sleep(1.1)  # W&B names the folders by the second
+    with WandbTracker(**first) as tracker:
+        for step in range(3, 8):
+            tracker.log_metrics({"train/loss": 8 - step}, step=step)
+        tracker.log_output(made)
+    with WandbTracker(**{**first, "stage": "seeds"}) as tracker:
+        tracker.log_input(made)
+    with serving() as server:
+        said = sync(["sh", "-c", ours(caplog)[0].split(" with: ")[1]], server, tmp_path)
+    assert said.count("Finished syncing") == len(list(logs.glob("*/wandb/offline-run-*/*.wandb.synced"))) == 3
+    classifier, seeds = server.histories
+    names = [given["name"] for name, given in server.asked if name == "UpsertBucket"]
+    assert names == sorted(names, key=[classifier, seeds].index), "earlier stages first"
+    curve = [(row["_step"], row["trainer/global_step"], row["train/loss"]) for row in server.histories[classifier]]
+    assert curve[:5] == [(step, step, 8 - step) for step in range(5)]
+    assert [(at, loss) for _, at, loss in curve[5:]] == [(step, 8 - step) for step in range(4, 8)]
+    assert [step for step, _, _ in curve] == list(range(9))
+    assert [part["exitcode"] for part in server.streamed if part.get("complete")] == [1, 0, 0]
+
+
 def test_wandb_sync_sends_an_offline_run(tmp_path):
     """W&B's own program reads what was recorded and sends it to a server, which is asked for no more than it needs."""
     labels = np.array([[0, 1], [1, 255]], np.uint8)
@@ -814,16 +955,9 @@ def test_wandb_sync_sends_an_offline_run(tmp_path):
         tracker.log_table("iou", ["class", "iou"], [["dog", 0.5]])
         tracker.log_metrics({"miou": 0.5})
         tracker.log_output(store(tmp_path / "store", "seeds", "s1"))
-    wandb.teardown()
     (run,) = tmp_path.glob("run/wandb/offline-run-*")
     with serving() as server:
-        environment = os.environ | {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url, "HOME": str(tmp_path)}
-        command = [sys.executable, "-m", "wandb", "sync", str(run)]
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-        )
-    assert done.returncode == 0, done.stderr
-    assert "Finished syncing" in done.stderr
+        assert "Finished syncing" in sync([sys.executable, "-m", "wandb", "sync", str(run)], server, tmp_path)
 
     def all_of(operation: str) -> list[dict[str, Any]]:
         return [given for name, given in server.asked if name == operation]

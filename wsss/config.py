@@ -204,7 +204,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     shard: ShardConfig = field(default_factory=ShardConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    logger: Any = MISSING
+    logger: Any = None
 
 
 def register() -> None:

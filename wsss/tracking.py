@@ -16,7 +16,10 @@ import json
 import logging
 import math
 import os
+import shlex
 import socket
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +32,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 
 from wsss.artifacts import Artifact
 from wsss.console import is_main_process
@@ -244,8 +247,9 @@ class NullTracker(Trackers):
 class CsvTracker(_Finishes):
     """Plain files in ``directory``, written with the standard library alone.
 
-    - ``metrics.csv``: the learning curves, one number a line (``step,name,value``), appended as they come. A resumed
-      run goes on in the same file; where a step occurs twice, the later line holds.
+    - ``metrics.csv``: the learning curves, one number a line (``step,name,value``), appended as they come. What is
+      told twice at one step, as Lightning does of the epoch, is one line. A resumed run goes on in the same file;
+      where a step occurs twice, the later line holds.
     - ``<name>.csv``: each table and each curve that is not over time.
     - ``summary.json``: stage, experiment, fingerprint, configuration, final numbers, the artifacts that were read and
       made (name and directory), and whether the run went well.
@@ -256,6 +260,7 @@ class CsvTracker(_Finishes):
     def __init__(self, *, stage: str, experiment: str, fingerprint: str, directory: Path) -> None:
         self._directory = Path(directory)
         self._active = is_main_process()
+        self._last: dict[str, tuple[int, float]] = {}
         self._summary: dict[str, Any] = {
             "stage": stage,
             "experiment": experiment,
@@ -289,7 +294,9 @@ class CsvTracker(_Finishes):
             self._summary["metrics"].update({k: v if math.isfinite(v) else None for k, v in numbers.items()})
             self._write_summary()
         else:
-            self._append([(step, name, value) for name, value in numbers.items()])
+            new = {name: (step, value) for name, value in numbers.items() if self._last.get(name) != (step, value)}
+            self._last |= new
+            self._append([(at, name, value) for name, (at, value) in new.items()])
 
     def log_curve(self, name: str, points: Points, x_label: str, y_label: str) -> None:
         """Write ``<name>.csv`` with the two labels as its head."""
@@ -328,7 +335,7 @@ class CsvTracker(_Finishes):
         return self._directory / f"{stem}.csv"
 
     def _append(self, lines: list[tuple[int, str, float]]) -> None:
-        if not self._active:
+        if not self._active or not lines:
             return
         path = self._directory / "metrics.csv"
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -526,10 +533,17 @@ Mode = Literal["auto", "online", "offline", "disabled"]
 _STEP = "trainer/global_step"
 """The x axis of learning curves; the name that Lightning's WandbLogger uses."""
 
-_PROBE_SECONDS = 3.0
+_HEAD, _BLOCK = 7, 32768
+"""Bytes of W&B's logs: of the head of the file and of each chunk, and of a block."""
 
-_announced = False
-"""Whether this process has said already that runs are recorded offline."""
+_PROBE_SECONDS = 3.0
+_READ_SECONDS = 60.0
+
+_announced: set[str] = set()
+"""What this process has said already of how its runs are recorded."""
+
+_MODES = ("online", "offline", "disabled", "run", "dryrun")
+"""What ``WANDB_MODE`` may say; the last two are W&B's older words for the first two."""
 
 
 class WandbTracker(_Finishes):
@@ -537,15 +551,18 @@ class WandbTracker(_Finishes):
 
     It never asks for a key and never waits without end. Without an API key, without a way to the server, or if the
     server does not answer in ``init_timeout`` seconds, the run is recorded offline in ``directory/wandb`` and one line
-    says how to upload it later. ``WANDB_MODE=offline`` and ``WANDB_MODE=disabled`` win over ``mode``.
+    says how to upload it and all others later. ``WANDB_MODE=offline`` and ``WANDB_MODE=disabled`` win over ``mode``.
+    Where W&B cannot open a run at all, one warning says so, and nothing is recorded.
 
     Artifacts are references to the store, nothing of which is copied or uploaded: one for each file and folder of it,
     the small ones (JSON) with a checksum, so that a stage that is made anew is a new version. Their names are
     ``<stage>-<fingerprint>``, their metadata what the manifest says, and a run is tied to those it reads, so that W&B
     draws the way from the classifier to the segmenter, across experiments that share a part of it.
 
-    An online run that was interrupted goes on under the same id when the stage is resumed: the id is kept in
-    ``directory/wandb_run_id`` until the run ends well.
+    A run that was interrupted goes on under the same id when the stage is resumed: the id is kept in
+    ``directory/wandb_run_id`` until the run ends well. Steps that are recorded already, and that the stage repeats from
+    its checkpoint, are not logged again. Offline, each part is a folder of its own, and ``wandb sync`` joins them,
+    earlier parts first; a run whose earlier parts were not uploaded does not go on online, but begins anew there.
 
     Args:
         stage: the job type.
@@ -559,6 +576,9 @@ class WandbTracker(_Finishes):
         mode: "auto" goes online where that works; "online" leaves out the quick look at the network.
         init_timeout: seconds to wait for the server when the run is opened.
         finish_timeout: seconds to wait for uploads when it is closed; what is left can be uploaded with ``wandb sync``.
+
+    Raises:
+        ConfigError: ``mode`` or the environment variable ``WANDB_MODE`` is none of W&B's.
     """
 
     def __init__(
@@ -577,8 +597,7 @@ class WandbTracker(_Finishes):
         finish_timeout: float = 300.0,
     ) -> None:
         self._directory = Path(directory)
-        self._project = project
-        self._has_steps = False
+        self._has_steps, self._step = False, -1
         self._run: Run | None = None
         if not is_main_process():
             return
@@ -593,18 +612,17 @@ class WandbTracker(_Finishes):
             "dir": str(self._directory),
         }
         self._run = self._open(mode, options, init_timeout, finish_timeout)
-        self._run.config.update({"stage": stage, "experiment": experiment, "fingerprint": fingerprint})
+        self.log_config({"stage": stage, "experiment": experiment, "fingerprint": fingerprint})
 
     @property
     def run(self) -> Run | None:
-        """The W&B run; None on ranks other than 0, and once it is closed."""
+        """The W&B run; None on ranks other than 0, where W&B could open none, and once it is closed."""
         return self._run
 
     @property
     def lightning_loggers(self) -> list[Logger]:
-        """Lightning's own W&B logger, on this run. Ranks other than 0 get one that writes nothing."""
-        self._define_steps()
-        return [WandbLogger(experiment=self._run, project=self._project, save_dir=str(self._directory))]
+        """One logger that passes Lightning's numbers to :meth:`log_metrics`."""
+        return [_ForwardingLogger(self, name="wandb", save_dir=self._directory)]
 
     @property
     def takes_images(self) -> bool:
@@ -617,14 +635,15 @@ class WandbTracker(_Finishes):
             self._run.config.update(dict(config), allow_val_change=True)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log numbers, over the global step if there is one."""
+        """Log numbers, over the global step if there is one; not those of a step before the last one."""
         if self._run is None:
             return
         if step is None:
             self._run.log(dict(metrics))
-        else:
+        elif step >= self._step:
             self._define_steps()
             self._run.log({**metrics, _STEP: step})
+            self._step = step
 
     def log_curve(self, name: str, points: Points, x_label: str, y_label: str) -> None:
         """Log a line plot."""
@@ -689,6 +708,19 @@ class WandbTracker(_Finishes):
     def _id_file(self) -> Path:
         return self._directory / "wandb_run_id"
 
+    def _unfinished(self, mode: str) -> str | None:
+        """The id of the run that this one goes on with; None if there is none."""
+        if not self._id_file.is_file():
+            return None
+        id = self._id_file.read_text(encoding="utf-8").strip()
+        sent = [path.with_suffix(".wandb.synced").exists() for path in self._parts(id) if _is_offline(path)]
+        if mode == "online" and not all(sent):
+            return None  # sent later, those parts would come after this one and say how the run ended
+        return id or None
+
+    def _parts(self, id: str) -> list[Path]:
+        return sorted(self._directory.glob(f"wandb/*run-*-{id}/run-{id}.wandb"))
+
     def _define_steps(self) -> None:
         """Make the global step the x axis of everything; only in runs that have steps."""
         if self._run is not None and not self._has_steps:
@@ -696,31 +728,62 @@ class WandbTracker(_Finishes):
             self._run.define_metric("*", step_metric=_STEP, step_sync=True)
             self._has_steps = True
 
-    def _open(self, mode: Mode, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Run:
+    def _open(self, mode: Mode, options: dict[str, Any], init_timeout: float, finish_timeout: float) -> Run | None:
         import wandb
 
         settings: dict[str, Any] = {"silent": True, "console": "off"}  # W&B's capture of stdout would keep every bar
         settings |= {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         options = {**options, "reinit": "create_new"}  # do not touch a run that the caller may have open
-        chosen, reason = choose_mode(mode)
+        try:
+            chosen, reason = choose_mode(mode)
+        except ConfigError:
+            raise
+        except Exception as error:  # a variable or a file of settings that W&B does not take
+            wandb.teardown()  # the next run would go on with the settings that it has read so far
+            self._say_nothing_is_recorded(error)
+            return None
         if chosen == "online":
             try:
-                return self._open_online(wandb.Settings(**settings), options)
+                run = self._init(chosen, settings, options)
+                log.info("W&B: %s", run.url)
+                return run
             except Exception as error:  # whatever it is, it must not cost the user the work of this stage
-                self._id_file.unlink(missing_ok=True)
                 chosen, reason = "offline", f"the server did not accept the run: {_first_line(error)}"
-        run = wandb.init(mode=chosen, settings=wandb.Settings(**settings), **options)
+        try:
+            run = self._init(chosen, settings, options)
+        except Exception as error:
+            self._say_nothing_is_recorded(error)
+            return None
         if chosen == "offline":
-            _announce_offline(run, reason)
+            _say_once(
+                logging.INFO,
+                "W&B: recording offline (%s). Upload all runs later, in their order, with: %s",
+                reason,
+                upload_command(self._directory.parent.parent),
+            )
         return run
 
-    def _open_online(self, settings: Any, options: dict[str, Any]) -> Run:
+    @staticmethod
+    def _say_nothing_is_recorded(error: Exception) -> None:
+        lines = [line.strip() for line in str(error).splitlines()[:3]]  # which setting stands in the second
+        reason = " ".join(lines) or type(error).__name__
+        _say_once(logging.WARNING, "W&B: nothing is recorded, for it could not open a run: %s", reason)
+
+    def _init(
+        self, mode: Literal["online", "offline", "disabled"], settings: dict[str, Any], options: dict[str, Any]
+    ) -> Run:
         import wandb
 
-        earlier = self._id_file.read_text(encoding="utf-8").strip() if self._id_file.exists() else None
-        run = wandb.init(mode="online", id=earlier, resume="allow", settings=settings, **options)
+        if mode == "disabled":
+            return wandb.init(mode="disabled", settings=wandb.Settings(**settings), **options)
+        id = self._unfinished(mode)
+        parts = self._parts(id) if id else []
+        for path in filter(_is_offline, parts):
+            _drop_half_record(path)
+        self._step = max(map(_last_step, parts), default=-1)
+        # offline as well: `wandb sync` then asks the server how far the run is, and appends
+        run = wandb.init(mode=mode, id=id, resume="allow", settings=wandb.Settings(**settings), **options)
         self._id_file.write_text(run.id + "\n", encoding="utf-8")
-        log.info("W&B: %s", run.url)
         return run
 
 
@@ -732,15 +795,21 @@ def choose_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], st
 
     Returns:
         The mode for ``wandb.init``, and why it is offline (empty if it is not).
+
+    Raises:
+        ConfigError: ``mode`` or ``WANDB_MODE`` is none of them.
     """
     import wandb
 
     if mode not in ("auto", "online", "offline", "disabled"):
         raise ConfigError(f"W&B mode {mode!r} is not known; choose one of: auto, online, offline, disabled.")
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked and asked not in _MODES:
+        raise ConfigError(f"WANDB_MODE={asked!r} is not known; unset it, or choose one of: {', '.join(_MODES)}.")
     if mode == "disabled":
         return "disabled", ""
     settings = wandb.setup(settings=wandb.Settings(silent=True)).settings
-    configured = os.environ.get("WANDB_MODE") or settings.mode  # the latter knows `wandb offline` as well
+    configured = asked or settings.mode  # the latter knows `wandb offline` as well
     if configured == "disabled":
         return "disabled", ""
     if configured in ("offline", "dryrun"):
@@ -749,7 +818,7 @@ def choose_mode(mode: str) -> tuple[Literal["online", "offline", "disabled"], st
         return "offline", "as configured"
     if not _has_credentials():
         return "offline", "no API key; `wandb login` stores one"
-    insists = mode == "online" or os.environ.get("WANDB_MODE") in ("online", "run")
+    insists = mode == "online" or asked in ("online", "run")
     if not insists and not is_reachable(settings.base_url):
         return "offline", f"cannot reach {settings.base_url}"
     return "online", ""
@@ -774,7 +843,7 @@ def _has_credentials() -> bool:
 
     try:
         return bool(wandb.login(prompt=False, verify=False))
-    except wandb.Error as error:
+    except Exception as error:  # of a key of the wrong form, of a server's address, of the file that holds them
         log.warning("W&B: %s", _first_line(error))
         return False
 
@@ -806,12 +875,63 @@ def _connect_address(url: str) -> tuple[str, int]:
     return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
 
 
-def _announce_offline(run: Run, reason: str) -> None:
-    """Say once per process that runs are offline, and how to upload them."""
-    global _announced
-    level = logging.DEBUG if _announced else logging.INFO
-    _announced = True
-    log.log(level, "W&B: recording offline (%s). Upload later with: wandb sync %s", reason, _place(run))
+def upload_command(logs: Path) -> str:
+    """What uploads all offline runs below ``logs``, earlier ones first: an artifact is made before it is used.
+
+    >>> print(upload_command(Path("/my logs")))
+    (cd '/my logs' && for run in $(ls -dtr */*/wandb/offline-run-*); do wandb sync "$run"; done)
+    """
+    loop = 'for run in $(ls -dtr */*/wandb/offline-run-*); do wandb sync "$run"; done'
+    return f"(cd {shlex.quote(str(logs.absolute()))} && {loop})"
+
+
+def _say_once(level: int, message: str, *values: Any) -> None:
+    """Say to the user once per process how its runs are recorded; for those that follow, it is a detail."""
+    log.log(logging.DEBUG if message in _announced else level, message, *values)
+    _announced.add(message)
+
+
+def _is_offline(path: Path) -> bool:
+    """Whether a run's log, in the folder that W&B gave it, was recorded offline."""
+    return path.parent.name.startswith("offline-")
+
+
+def _drop_half_record(path: Path) -> None:
+    """Cut off what a killed process has left of the last record of its log.
+
+    ``wandb sync`` never takes such a log for sent, and would send it again each time, behind the parts that came later.
+    The format is LevelDB's: after 7 bytes blocks of 32 KiB, of chunks with a head of 7 bytes (checksum, length, kind).
+    """
+    with suppress(OSError):
+        data = path.read_bytes()
+        position = whole = _HEAD
+        while data.startswith(b":W&B") and position + _HEAD <= len(data):
+            left = _BLOCK - position % _BLOCK
+            if left < _HEAD:
+                position += left
+                continue
+            length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+            position += _HEAD + length
+            if kind in (1, 4) and position <= len(data):  # a whole record, or the last part of one
+                whole = position
+        if _HEAD < whole < len(data):
+            os.truncate(path, whole)
+
+
+def _last_step(path: Path) -> int:
+    """The last global step in a run's log, by W&B's own reader; -1 if there is none, or W&B has no such reader.
+
+    A process that was killed has told W&B more than lies there.
+    """
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(path)]
+    environment = os.environ | {"WANDB_MODE": "offline"}
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_READ_SECONDS
+        )
+        return int(json.loads(done.stdout)["summary"][_STEP])
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError):
+        return -1
 
 
 def _place(run: Run) -> Path:

@@ -16,6 +16,7 @@ from wsss.config import TrainerConfig
 from wsss.data import Augment, DataModule
 from wsss.errors import ConfigError
 from wsss.models import Classifier
+from wsss.training import shells
 from wsss.training.fit import compiled, fit
 from wsss.training.schedules import poly
 from wsss.training.shells import ClassifierShell, Recipe
@@ -106,6 +107,14 @@ class Curves(DummyLogger):
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.rows.append((step, dict(metrics)))
+
+
+def once(rows: list[tuple[int, dict[str, float]]]) -> list[tuple[int, dict[str, float]]]:
+    """The rows without those that a resumed run has told again: the same numbers."""
+    found: dict[tuple[Any, ...], dict[str, float]] = {}
+    for step, row in rows:
+        assert found.setdefault((step, *row), row) == row
+    return [(key[0], row) for key, row in found.items()]
 
 
 def make_network() -> Classifier:
@@ -310,7 +319,7 @@ def test_a_run_killed_within_an_epoch_goes_on_at_its_last_checkpoint(
     assert losses == expected.shell.losses
     assert all(expected.shell.losses[at] == loss for at, loss in shell.losses.items())
     assert equal(weights, expected.weights)
-    assert curves.rows == expected.curves.rows
+    assert once(curves.rows) == expected.curves.rows
     assert shell.rates == expected.shell.rates[-len(shell.rates) :]
 
 
@@ -320,14 +329,15 @@ def test_a_run_killed_while_it_validates_repeats_the_end_of_the_epoch(
     def killed(*_: Any) -> None:
         raise Killed
 
+    curves = Curves()
     with monkeypatch.context() as patch:
         patch.setattr(Watched, "validation_step", killed)
         with pytest.raises(Killed):
-            run(Watched(SMALL), artifact, checkpoint_every=1)
-    shell, curves = Watched(SMALL), Curves()
+            run(Watched(SMALL), artifact, curves=curves, checkpoint_every=1)
+    shell = Watched(SMALL)
     assert equal(run(shell, artifact, curves=curves, checkpoint_every=1), whole["a step a batch"].weights)
     assert min(shell.losses) == (0, 3)
-    assert curves.rows == whole["a step a batch"].curves.rows
+    assert once(curves.rows) == whole["a step a batch"].curves.rows
 
 
 def test_losses_of_a_run_differ_from_step_to_step(whole: dict[str, Run]) -> None:
@@ -341,6 +351,25 @@ def test_the_curve_of_the_loss_is_the_mean_of_each_epoch(whole: dict[str, Run]) 
     logged = [row["train/loss"] for _, row in expected.curves.rows if "train/loss" in row]
     losses = np.array(list(expected.shell.losses.values())).reshape(EPOCHS, 4)
     assert logged == pytest.approx(losses.mean(axis=1))
+
+
+@pytest.mark.parametrize(("variant", "batches"), [("a step a batch", 1), ("two batches a step", 2)])
+def test_the_curve_over_steps_is_the_mean_over_the_batches_of_each(
+    whole: dict[str, Run], variant: str, batches: int
+) -> None:
+    expected = whole[variant]
+    points = [(step, row) for step, row in expected.curves.rows if "train/loss_step" in row]
+    losses = np.array(list(expected.shell.losses.values())).reshape(-1, batches)
+    assert [step for step, _ in points] == list(range(len(losses))), "a short training is told step by step"
+    assert [row["train/loss_step"] for _, row in points] == pytest.approx(losses.mean(axis=1))
+    assert all(set(row) == {"train/loss_step", "lr/encoder", "lr/new"} for _, row in points)
+
+
+def test_a_long_training_is_told_now_and_then(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shells, "curve_interval", lambda steps: 5 if steps == 4 * EPOCHS else 0)
+    curves = Curves()
+    run(Watched(SMALL), artifact, curves=curves)
+    assert [step for step, row in curves.rows if "train/loss_step" in row] == list(range(0, 4 * EPOCHS, 5))
 
 
 def test_frozen_batch_norm_stays_frozen_where_a_run_goes_on(artifact: Artifact) -> None:

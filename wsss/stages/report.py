@@ -167,7 +167,7 @@ def _validation_rows(pipeline: Pipeline) -> list[GalleryRow]:
     ]
 
 
-def prototype_rows(seeds: Artifact, data: ImageSet) -> list[PrototypeRow]:
+def prototype_rows(seeds: Artifact, data: ImageSet, *, with_patches: bool = True) -> list[PrototypeRow]:
     """What the seeds were made from, where their method learnt prototypes; with regions of the training images."""
     tensors = seeds.read_tensors("prototypes")
     if tensors is None:
@@ -177,7 +177,8 @@ def prototype_rows(seeds: Artifact, data: ImageSet) -> list[PrototypeRow]:
     groups = [((found.class_ids == id) & (found.context == context)).nonzero()[:, 0] for id, context in kinds]
     limit = max(1, min(PROTOTYPES_SHOWN, ALL_PROTOTYPES_SHOWN // len(kinds)))
     kept = [group[found.kept[group]] for group in groups]
-    patches = _patches(data, found, [at for group in kept for at in group[:limit].tolist()])
+    shown = [at for group in kept for at in group[:limit].tolist()]
+    patches = _patches(data, found, shown) if with_patches else {at: [] for at in shown}
     return [
         PrototypeRow(
             class_id=class_id,

@@ -58,28 +58,31 @@ def run(context: Context, parts: Parts) -> Outcome:
     metrics, summary = evaluate(context)
     seeds_at = {"seeds": lambda id: _thresholded(artifact, id, config.evaluation), "truth": data.mask}
     context.tracker.log_images("seeds", pictures(data, ids, seeds_at))
-    if context.tracker.takes_images:
-        show_prototypes(context)
+    show_prototypes(context)
     return Outcome(metrics, summary, image_tags(data), {"method": parts.method.describe(parts.network)})
 
 
 def show_prototypes(context: Context) -> None:
-    """Hand the tracker the table of prototypes, where the method has learnt any, with the patches nearest to each."""
-    rows, side = prototype_rows(context.artifact, context.data), PATCH_SIDE
+    """Hand the tracker the table of prototypes, where the method has learnt any.
+
+    One that takes images also gets the patches nearest to each, for which many images are read.
+    """
+    with_patches, side = context.tracker.takes_images, PATCH_SIDE
+    rows = prototype_rows(context.artifact, context.data, with_patches=with_patches)
     blank = [np.full((side, side, 3), 255, np.uint8)] * PATCHES_SHOWN
+    columns = ["class", "kind", "probability", "cluster size", *["nearest patches"] * with_patches]
     cells = [
         (
             context.data.classes[row.class_id - 1],
             "context" if row.context else "object",
             view.probability,
             view.size,
-            np.concatenate([*view.patches, *blank][:PATCHES_SHOWN], axis=1),
+            *([np.concatenate([*view.patches, *blank][:PATCHES_SHOWN], axis=1)] if with_patches else []),
         )
         for row in rows
         for view in row.views
     ]
     if cells:
-        columns = ["class", "kind", "probability", "cluster size", "nearest patches"]
         context.tracker.log_table("prototypes", columns, cells)
 
 

@@ -26,6 +26,9 @@ from wsss.metrics import ConfusionMatrix, average_precision, mean_average_precis
 from wsss.models import Classifier, SegmentationNetwork
 from wsss.training.losses import Loss
 
+CURVE_STEPS = 50
+"""Optimizer steps between two points of the learning curves of a long training."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -73,12 +76,17 @@ class Shell(pl.LightningModule):
     settings: str
     """Where its recipe stands in the configuration."""
 
+    groups = ("encoder", "new", "new biases")
+    """The parameter groups of its optimiser, as curves name them."""
+
     def __init__(self, network: nn.Module, recipe: Recipe, *, seed: int, frozen: Iterable[nn.Parameter] = ()) -> None:
         super().__init__()
         # channels last makes depthwise convolutions nearly twice as fast on CPUs, and tensor cores happy on GPUs
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.seed = recipe, seed
         self._loss, self._images = torch.zeros(()), 0  # of the epoch so far: sum over images, and their number
+        self._step_losses: list[Tensor] = []  # of the batches since the last optimizer step
+        self._every = CURVE_STEPS
         for parameter in frozen:
             parameter.requires_grad_(False)
         if recipe.frozen_batch_norm_weights:
@@ -107,6 +115,7 @@ class Shell(pl.LightningModule):
         for group, factor in zip(optimizer.param_groups, factors, strict=True):
             group["lr"] *= factor
         steps = int(self.trainer.estimated_stepping_batches)
+        self._every = curve_interval(steps)
         scheduler = LambdaLR(optimizer, partial(_factor, schedule=self.recipe.schedule, steps=steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -123,7 +132,24 @@ class Shell(pl.LightningModule):
             )
         images = len(batch["image"])
         self._loss, self._images = self._loss.to(loss.device) + loss.detach() * images, self._images + images
+        self._step_losses.append(loss.detach())
         return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the loss and the learning rates of this step, now and then: reading the loss makes the device wait.
+
+        ``train/loss_step`` is the mean over the batches of the step, of the leader's images alone. A resumed run logs
+        the steps that an uninterrupted one would.
+        """
+        losses, self._step_losses = self._step_losses, []
+        step = self.trainer.global_step  # those before this one
+        if step % self._every or not losses or not self.trainer.loggers:
+            return
+        groups = zip(self.groups, optimizer.param_groups, strict=False)
+        rates = {f"lr/{name}": group["lr"] for name, group in groups if group["params"]}
+        values = {"train/loss_step": torch.stack(losses).mean().item(), **rates}
+        for logger in self.trainer.loggers:  # self.log() would repeat them at the steps between
+            logger.log_metrics(values, step)
 
     def on_train_start(self) -> None:
         """Put frozen batch norm into evaluation mode: a run that goes on within an epoch does not start that epoch."""
@@ -132,7 +158,7 @@ class Shell(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Put frozen batch norm into evaluation mode, and begin the mean of the loss."""
         self._freeze_batch_norm()
-        self._loss, self._images = torch.zeros(()), 0
+        self._loss, self._images, self._step_losses = torch.zeros(()), 0, []
 
     def on_train_epoch_end(self) -> None:
         """Log the mean loss of the epoch, over the batches of all processes."""
@@ -191,6 +217,18 @@ class Shell(pl.LightningModule):
 
 def _factor(step: int, *, schedule: Callable[[int, int], float], steps: int) -> float:
     return schedule(step, steps)
+
+
+def curve_interval(steps: int) -> int:
+    """Optimizer steps between two points of a curve over them: ``CURVE_STEPS``, or fewer in a short training.
+
+    Args:
+        steps: of the whole training, which has about a hundred points at least if it has that many steps.
+
+    >>> [curve_interval(steps) for steps in (8, 250, 5000, 40_000)]
+    [1, 2, 50, 50]
+    """
+    return min(max(1, steps // 100), CURVE_STEPS)
 
 
 def to_unit(images: Tensor) -> Tensor:
