@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import _thread
 import csv
+import errno
 import json
+import logging
 import multiprocessing
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wsss import distributed
+from wsss import artifacts, distributed
 from wsss.artifacts import Artifact, Seeds
 from wsss.config import TrainerConfig
 from wsss.data import DataModule
@@ -130,13 +134,16 @@ def test_how_many_processes_are_asked_for(options: dict[str, Any], wanted: int):
 
 def test_what_starters_tell():
     assert started({}) is None
-    assert started({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
+    assert started({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
     assert started({"RANK": "0", "WORLD_SIZE": "1"}) is None
     torchrun = {"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "GROUP_RANK": "1"}
     assert started(torchrun | {"MASTER_ADDR": "a", "MASTER_PORT": "1"}) == Place(5, 8, 1, 1, "a", 1)
-    slurm = {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
-    slurm |= {"SLURM_JOB_NODELIST": "node[07-08]", "SLURM_JOB_ID": "123456"}
-    assert started(slurm) == Place(5, 8, 1, 1, "node07", 18456)
+    batch = {"SLURM_NTASKS": "9", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+    batch |= {"SLURM_JOB_NODELIST": "node[06-08]", "SLURM_JOB_ID": "123456", "SLURM_JOB_NAME": "train"}
+    assert started(batch) is None  # a script of sbatch is one process, however many tasks are reserved
+    slurm = batch | {"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "1"}
+    assert started(slurm) == Place(5, 8, 1, 1, "node06", 18456)
+    assert started(slurm | {"SLURM_STEP_NODELIST": "node[07-08]"}) == Place(5, 8, 1, 1, "node07", 18456)
     assert started(slurm | {"SLURM_JOB_NAME": "bash"}) is None  # commands typed into an allocation
 
 
@@ -144,15 +151,132 @@ def test_what_is_started_must_be_what_is_asked_for(monkeypatch: pytest.MonkeyPat
     two = TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
     assert distributed.must_start(two, sharded=False)
     assert not distributed.must_start(TrainerConfig(), sharded=False)
-    monkeypatch.setenv("SLURM_NTASKS", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_PROCID", "0")
     with pytest.raises(ConfigError, match=r"4 processes have been started, but .* ask for 2"):
         distributed.must_start(two, sharded=False)
     with pytest.raises(ConfigError, match="ask for 1"):
         distributed.must_start(TrainerConfig(), sharded=False)
     assert not distributed.must_start(TrainerConfig(), sharded=True)  # tasks of srun that share by shard.index
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     assert not distributed.must_start(two, sharded=False)
+
+
+def test_a_batch_script_starts_its_processes_itself(monkeypatch: pytest.MonkeyPatch):
+    for key, value in {"NTASKS": "2", "PROCID": "0", "JOB_ID": "77", "JOB_NAME": "batch"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    assert not distributed.must_start(TrainerConfig(), sharded=False)
+    assert distributed.must_start(TrainerConfig(accelerator="cpu", devices=2, strategy="ddp"), sharded=False)
+    with pytest.raises(ConfigError, match="not a step of srun"):
+        distributed.supervise([], TrainerConfig(devices=2, num_nodes=2, strategy="ddp"), directory=Path())
+
+
+@pytest.fixture
+def two_started(monkeypatch: pytest.MonkeyPatch) -> TrainerConfig:
+    """What is asked for, with the variables of the first of two processes, whose other one never comes."""
+    place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "NODE_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    for key, value in place.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    return TrainerConfig(accelerator="cpu", devices=2, strategy="ddp")
+
+
+def test_processes_that_do_not_come_are_not_waited_for_for_ever(
+    two_started: TrainerConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level("INFO", logger="wsss")
+    monkeypatch.setattr(distributed, "_MEETING", timedelta(seconds=2))
+    monkeypatch.setattr(distributed, "_PATIENCE", 0.1)
+    port = os.environ["MASTER_PORT"]
+    with (
+        pytest.raises(ConfigError, match=rf"2 processes .* at 127.0.0.1:{port} .* 1 of 2 came within 2 seconds"),
+        distributed.joined(two_started),
+    ):
+        pass
+    assert f"waiting for the 2 processes of this run to connect at 127.0.0.1:{port}" in caplog.text
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="nobody listens there"), distributed.joined(two_started):
+        pass
+
+
+def test_a_port_in_use_is_told(two_started: TrainerConfig):
+    with (
+        socket.create_server(("", int(os.environ["MASTER_PORT"]))),
+        pytest.raises(ConfigError, match="the port is in use"),
+        distributed.joined(two_started),
+    ):
+        pass
+
+
+# --- GPUs -------------------------------------------------------------------------------------------------------------
+
+
+def show_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let torch see so many."""
+    patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize("devices", [4, [0, 3], "1,3"])
+def test_more_devices_than_gpus_are_refused(devices: Any, monkeypatch: pytest.MonkeyPatch, two_started: TrainerConfig):
+    show_gpus(monkeypatch, 3)
+    trainer = TrainerConfig(devices=devices, strategy="ddp")
+    with pytest.raises(ConfigError, match=r"asks for GPU 3 \(counted from 0\), and torch sees 3"):
+        distributed.check_start(trainer, cores=64)
+    with pytest.raises(ConfigError, match="asks for GPU 3"), distributed.joined(trainer):
+        pass
+    show_gpus(monkeypatch, 4)
+    distributed.check_start(trainer, cores=1)
+
+
+def test_a_process_that_sees_one_gpu_takes_it(two_started: TrainerConfig, monkeypatch: pytest.MonkeyPatch):
+    """srun --gpus-per-task=1: the fourth process of a machine, too, has its GPU under the number 0."""
+    show_gpus(monkeypatch, 1)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(distributed, "_MEETING", timedelta(seconds=1))
+    monkeypatch.setattr(distributed, "_apart", False)
+    trainer = TrainerConfig(devices=2, strategy="ddp")
+    for key in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(key, "1")
+    with pytest.raises(ConfigError, match="nobody listens"), distributed.joined(trainer):
+        pass
+    assert taken == [0]
+    assert (os.environ["LOCAL_RANK"], os.environ["NODE_RANK"]) == ("0", "1")
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    assert distributed.layout(trainer) == (1, 2)  # to Lightning: two machines with a GPU each
+    monkeypatch.setattr(distributed, "_end_with_supervisor", lambda: None)
+    monkeypatch.setenv(distributed.SUPERVISOR, "1")  # which shows every GPU to each
+    with pytest.raises(ConfigError, match="torch sees 1"), distributed.joined(trainer):
+        pass
+
+
+def test_processes_on_the_cpu_are_as_many_as_it_can_serve(monkeypatch: pytest.MonkeyPatch):
+    show_gpus(monkeypatch, 0)
+    many = TrainerConfig(devices=9, strategy="ddp")
+    with pytest.raises(ConfigError, match=r"9 processes on the CPU \(cores here: 2\). Use at most 4"):
+        distributed.check_start(many, cores=2)
+    distributed.check_start(many, cores=5)
+    distributed.check_start(TrainerConfig(devices=4, strategy="ddp"), cores=1)
+    with pytest.raises(ConfigError, match="asks for GPUs, but torch sees none"):
+        distributed.check_start(TrainerConfig(accelerator="gpu", devices=2, strategy="ddp"), cores=64)
+
+
+def _told_of_the_cpu() -> list[str]:
+    told: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: told.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("wsss").addHandler(handler)
+    logging.getLogger("wsss").setLevel("INFO")
+    with distributed.joined(TrainerConfig(devices=2, strategy="ddp")):
+        return told
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_that_there_is_no_gpu_is_told_once():
+    assert ranks(_told_of_the_cpu, 2) == [["no GPU: 2 processes on the CPU"], []]
 
 
 @pytest.mark.parametrize(
@@ -523,6 +647,7 @@ def supervise(tmp_path: Path, first: str, second: str) -> None:
         ("exit(3)", "time.sleep(0.3); exit(2)", 2),  # the first has only lost the second
         ("signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)", "time.sleep(0.5); exit(3)", 3),
         ("time.sleep(60)", "time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)", 1),
+        ("time.sleep(60)", "time.sleep(0.5); exit(128 + signal.SIGKILL)", 1),  # as those exit that heed a signal
     ],
 )
 def test_the_first_that_fails_ends_the_run(
@@ -697,6 +822,17 @@ def test_shards_work_side_by_side_and_nobody_publishes_meanwhile(tmp_path: Path)
         with artifact.locked(part="prototypes", timeout=0):
             pass
     with artifact.locked(timeout=0), pytest.raises(LockTimeout), artifact.locked(shared=True, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch):
+    def flock(descriptor: int, kind: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(artifacts.fcntl, "flock", flock)
+    artifact = Artifact(tmp_path, "labels", "0123456789ab")
+    with pytest.raises(ConfigError, match=r"\.lock cannot be locked .* paths\.artifacts"), artifact.locked():
         pass
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 import tiny
 import yaml
 
-from wsss import jobs
+from wsss import cli, jobs
 from wsss.artifacts import read_json, write_json
+from wsss.errors import ConfigError
 from wsss.refine import Extras
 
 Command = Callable[..., list[str]]
@@ -75,6 +78,13 @@ def test_a_bug_ends_no_other_job_either_and_shows_where_it_is(command: Command, 
     assert 'raise RuntimeError("no such pixel")' in output[: output.index("3 of 4 jobs failed:")]
     assert "    ItemError: train_0: RuntimeError: no such pixel" in output[output.index("3 of 4 jobs failed:") :]
     assert "seed=-1 must be 0 or more" in output
+
+
+def test_a_value_that_was_given_before_is_still_the_job_s_own(command: Command, tmp_path: Path):
+    code, output = tiny.call("train.py", "-m", *command("seed=0", "seed=0,1"))
+    assert code == 0, output
+    assert [record["own"] for record in records(tmp_path)] == [["seed=0"], ["seed=1"]]
+    assert "as given" not in output
 
 
 def test_what_all_jobs_return_is_their_metric(command: Command, tmp_path: Path):
@@ -154,6 +164,84 @@ def test_a_trial_that_fails_ends_no_search(command: Command, tmp_path: Path):
     assert "best of the search" in output
     failed = next(record for record in records(tmp_path) if record["state"] == "failed")
     assert failed["command"].endswith(" hydra.mode=RUN")  # alone it is one run and no search
+
+
+def without_masks(root: Path) -> list[str]:
+    shutil.rmtree(root / "SegmentationClass")
+    return [f"data.root={root}", "data.tags=xml"]
+
+
+def test_a_search_without_masks_ends_at_its_first_job(command: Command, own_set: Path, tmp_path: Path):
+    pytest.importorskip("optuna")
+    arguments = command("+sweep=optuna_layercam", "hydra.sweeper.n_trials=3", *without_masks(own_set))
+    code, output = tiny.call("generate_seeds.py", *arguments)
+    assert code == 2, output
+    assert "Traceback" not in output
+    assert "1 of 1 jobs failed:" in output
+    assert "    ConfigError: the search needs a number from each job, and masks of train give it" in output
+    assert made(output) == {}  # before any work
+
+
+def test_a_grid_needs_no_masks_and_a_search_of_the_classifier_neither(command: Command, own_set: Path, tmp_path: Path):
+    pytest.importorskip("optuna")
+    bare = without_masks(own_set)
+    code, output = tiny.call("train.py", "-m", *command("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", *bare))
+    assert code == 0, output
+    code, output = tiny.call("generate_seeds.py", "-m", *command("cam=cam,layercam", *bare))
+    assert code == 0, output
+    assert made(output) == {"seeds": 2}
+
+
+# --- plugins ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("hydra/launcher=joblib", r"hydra/launcher=joblib .* pip install --editable '\.\[joblib\]'"),
+        ("hydra/launcher=submitit_local", r"'\.\[slurm\]'"),
+        ("hydra/launcher=ray", r"'\.\[ray\]'"),
+        ("hydra/sweeper=optuna", r"'\.\[optuna\]'"),
+        ("+sweep=optuna_layercam", r"hydra/sweeper=optuna .* '\.\[optuna\]'"),
+    ],
+)
+def test_a_plugin_that_is_missing_is_named(argument: str, told: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "find_spec", lambda module: None)
+    with pytest.raises(ConfigError, match=told):
+        cli.check_plugins(["-m", argument])
+
+
+@pytest.mark.parametrize("missing", [None, ModuleNotFoundError("hydra_plugins")])
+def test_a_missing_plugin_ends_the_process_with_code_2(
+    missing: Exception | None, command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def find(module: str) -> None:
+        if missing:
+            raise missing
+
+    monkeypatch.setattr(cli, "find_spec", find)
+    code, output = tiny.call("train.py", "-m", *command("hydra/launcher=ray"))
+    assert code == 2, output
+    assert output.count("ConfigError") == 1
+    assert "pip install --editable '.[ray]'" in output
+
+
+def test_a_machine_without_slurm_is_told_of_the_other_launcher(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "find_spec", lambda module: module)
+    monkeypatch.setattr(cli.shutil, "which", lambda program: None)
+    with pytest.raises(ConfigError, match="submitit_local runs them on this machine"):
+        cli.check_plugins(["-m", "hydra/launcher=submitit_slurm"])
+    cli.check_plugins(["hydra/launcher=submitit_slurm", "--cfg", "job"])
+    cli.check_plugins(["hydra/launcher=submitit_local", "+sweep=optuna_layercam", "+sweep=none_such"])
+    monkeypatch.setattr(cli.shutil, "which", lambda program: f"/usr/bin/{program}")
+    cli.check_plugins(["-m", "hydra/launcher=submitit_slurm"])
+
+
+def test_every_plugin_of_the_extras_is_known():
+    """By its module, which is the name of the package in pyproject.toml."""
+    extras = tomllib.loads((tiny.REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for module, extra in cli.PLUGINS.values():
+        assert any(part.startswith(module.replace("_", "-")) for part in extras[extra]), module
 
 
 # --- jobs side by side ------------------------------------------------------------------------------------------------

@@ -373,6 +373,7 @@ class Artifact:
 
         Raises:
             LockTimeout: another process still works on it after ``timeout``.
+            ConfigError: the file system has no locks.
         """
         path = self.root / self.stage / f"{self.fingerprint}{part and '.' + part}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -411,6 +412,12 @@ class Artifact:
                     log.warning("waiting: %s works on %s %s. %s", holder, self.stage, self.fingerprint, remedy)
                     told = True
                 time.sleep(poll)
+            except OSError as error:
+                raise ConfigError(
+                    f"{path} cannot be locked ({error.strerror}): this file system has no file locks, and without them "
+                    f"two processes could write the same artifact at once. Put the store on one that has them, with "
+                    f"paths.artifacts=DIRECTORY, or have it mounted with locks (NFS without nolock, Lustre with flock)"
+                ) from error
 
 
 class SuperpixelStore:
@@ -433,7 +440,8 @@ class SuperpixelStore:
         """``(H, W)`` int64 superpixels of ``(H, W, 3)`` uint8 pixels: as kept, or made by ``make`` and kept."""
         pixels = hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest()
         made_by = {"settings": settings, "version": self.VERSION, "scikit-image": version("scikit-image")}
-        path = self.directory / fingerprint(made_by) / f"{pixels[:24]}-{image.shape[0]}x{image.shape[1]}.npz"
+        name = f"{pixels[:24]}-{image.shape[0]}x{image.shape[1]}.npz"
+        path = self.directory / fingerprint(made_by) / pixels[:2] / name  # millions do not fit into one folder
         if path.is_file():
             try:
                 with np.load(path, allow_pickle=False) as file:

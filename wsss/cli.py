@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from wsss import distributed, jobs
+from wsss import distributed, jobs, signals
 from wsss.config import check, register
 from wsss.console import is_main_process, quiet_libraries, setup_logging
-from wsss.errors import UserError
+from wsss.data.loading import cores
+from wsss.errors import ConfigError, UserError
 from wsss.jobs import USER_ERROR
 from wsss.pipeline import STAGES, Pipeline
 from wsss.report.index import write_index
@@ -26,7 +31,16 @@ from wsss.stages.report import write_reports
 log = logging.getLogger(__name__)
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+
+PLUGINS = {
+    "launcher=joblib": ("hydra_joblib_launcher", "joblib"),
+    "launcher=submitit_local": ("hydra_submitit_launcher", "slurm"),
+    "launcher=submitit_slurm": ("hydra_submitit_launcher", "slurm"),
+    "launcher=ray": ("hydra_ray_launcher", "ray"),
+    "sweeper=optuna": ("hydra_optuna_sweeper", "optuna"),
+}
+"""Hydra's plugins by option: the module, and the extra that installs it."""
 
 
 def run_stage(stage: str) -> None:
@@ -69,12 +83,15 @@ def _run(task: Callable[[Pipeline], None], stage: str, program: list[str]) -> No
         setup_logging()
         quiet_libraries()
         try:
-            return jobs.attempt(lambda: _carry_out(config, task, stage, program), program)
+            with signals.raised():  # again: a launcher may have started this process
+                return jobs.attempt(lambda: _carry_out(config, task, stage, program), program)
         except UserError as error:
             if is_main_process() or distributed.world() > 1:  # before they are connected, all say the same
                 log.error("%s: %s", type(error).__name__, error)
             raise SystemExit(USER_ERROR) from None
         except Exception as error:
+            if stop := signals.behind(error):
+                raise stop from None
             if not distributed.lost(error):
                 raise
             if distributed.leader() and distributed.SUPERVISOR not in os.environ:
@@ -82,23 +99,64 @@ def _run(task: Callable[[Pipeline], None], stage: str, program: list[str]) -> No
             raise SystemExit(distributed.LOST) from None
 
     jobs.forget()
-    try:
-        main()
-    except (SystemExit, KeyboardInterrupt) as stop:
-        failed = jobs.report()
-        # Lightning makes an exit with 1 of an interrupt
-        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-            if distributed.SUPERVISOR not in os.environ:  # which says so for all
-                log.warning("interrupted; the same command goes on from here")
-            raise SystemExit(INTERRUPTED) from None
-        # Hydra ends with 1 when it cannot compose; a mistyped key or option is for the user to fix
-        if stop.code == 1 and not composed and not jobs.begun():
+    with signals.raised():
+        try:
+            check_plugins(sys.argv[1:])
+            main()
+        except ConfigError as error:
+            setup_logging()
+            log.error("%s: %s", type(error).__name__, error)
             raise SystemExit(USER_ERROR) from None
-        if failed:
-            raise SystemExit(failed) from None
-        raise
-    if failed := jobs.report():
-        raise SystemExit(failed)
+        except (SystemExit, KeyboardInterrupt) as end:
+            failed = jobs.report()
+            if stop := signals.behind(end):
+                if distributed.SUPERVISOR not in os.environ:  # which says so for all
+                    log.warning("%s; the same command goes on from here", signals.say(stop))
+                raise SystemExit(signals.exit_code(stop)) from None
+            # Hydra ends with 1 when it cannot compose; a mistyped key or option is for the user to fix
+            if isinstance(end, SystemExit) and end.code == 1 and not composed and not jobs.begun():
+                raise SystemExit(USER_ERROR) from None
+            if failed:
+                raise SystemExit(failed) from None
+            raise
+        if failed := jobs.report():
+            raise SystemExit(failed)
+
+
+def check_plugins(arguments: Sequence[str]) -> None:
+    """Refuse a launcher or sweeper of Hydra that cannot work here, of which Hydra would tell by its search path.
+
+    Args:
+        arguments: of the command line; a file of ``conf/sweep`` may choose one too.
+
+    Raises:
+        ConfigError: names what to install, or what to use instead.
+    """
+    lines = list(arguments)
+    for argument in arguments:
+        if found := re.fullmatch(r"\+?sweep=(\w+)", argument):
+            path = CONF / "sweep" / f"{found[1]}.yaml"
+            lines += path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        found = re.fullmatch(r"(?:\s*- override /)?hydra/(launcher|sweeper)(?:=|: *)(\w+)\s*", line)
+        if found is None or (plugin := f"{found[1]}={found[2]}") not in PLUGINS:
+            continue
+        module, extra = PLUGINS[plugin]
+        if not _installed(f"hydra_plugins.{module}"):
+            raise ConfigError(f"hydra/{plugin} is not installed. Run:  pip install --editable '.[{extra}]'")
+        looks = any(argument.split("=")[0] in ("-c", "--cfg", "-i", "--info") for argument in arguments)
+        if found[2] == "submitit_slurm" and not looks and shutil.which("srun") is None:
+            raise ConfigError(
+                f"hydra/{plugin} hands the jobs to Slurm, and this machine has no srun. Start it where jobs are "
+                f"submitted; hydra/launcher=submitit_local runs them on this machine"
+            )
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False
 
 
 def _carry_out(config: DictConfig, task: Callable[[Pipeline], None], stage: str, program: list[str]) -> float | None:
@@ -108,9 +166,15 @@ def _carry_out(config: DictConfig, task: Callable[[Pipeline], None], stage: str,
 
     def pipeline() -> Pipeline:
         choices = settings.runtime.choices
-        return Pipeline(config, overrides=jobs.alone(settings), experiment=choices.get("experiment"))
+        made = Pipeline(config, overrides=jobs.alone(settings), experiment=choices.get("experiment"))
+        if jobs.searching(settings):
+            _check_search(made, stage)
+        return made
 
     if distributed.must_start(config.trainer, sharded=config.shard.count > 1):
+        distributed.check_start(config.trainer, cores=cores())
+        if jobs.searching(settings):
+            pipeline()
         # their own runs of Hydra: a job of a sweep becomes a run of its own, in the directory of the job
         directory = [f"hydra.run.dir='{settings.runtime.output_dir}'", "hydra.output_subdir=null"]
         command = [sys.executable, *program, *jobs.alone(settings), *directory]
@@ -132,3 +196,16 @@ def _carry_out(config: DictConfig, task: Callable[[Pipeline], None], stage: str,
 def _metric(pipeline: Pipeline, stage: str) -> float | None:
     artifact = pipeline.artifact(stage)
     return artifact.metrics.get(STAGES[stage].metric) if artifact.complete else None
+
+
+def _check_search(pipeline: Pipeline, stage: str) -> None:
+    data = pipeline.data
+    missing = [part for part in STAGES[stage].measures if not data.has_masks(getattr(data, part))]
+    if missing:
+        raise jobs.Unmeasured(
+            f"the search needs a number from each job, and masks of {getattr(data, missing[0])} give it: the set "
+            f"{data.name} has none. Run a grid instead: lists of values with -m, and neither hydra/sweeper nor "
+            f"+sweep=optuna_..."
+        )
+    if pipeline.config.shard.count > 1:
+        raise jobs.Unmeasured("the search needs a number from each job, and a shard gives none. Leave shard.count out")

@@ -29,7 +29,9 @@ import torch.distributed as dist
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from lightning_fabric.plugins.environments.lightning import find_free_network_port
 from omegaconf import OmegaConf
+from torch.distributed.rendezvous import rendezvous
 
+from wsss import signals
 from wsss.config import TrainerConfig
 from wsss.errors import ConfigError
 
@@ -46,11 +48,24 @@ SUPERVISOR = "WSSS_SUPERVISOR"
 _WAIT = timedelta(days=30)
 """How long the others wait for the leader, which may refine for days. A process that ends is noticed at once."""
 
+_MEETING = timedelta(minutes=10)
+"""How long a process waits for the others of its run to connect; starting from a network disk takes minutes."""
+
+_PATIENCE = 20.0
+"""Seconds after which it says that it waits for them."""
+
 _GRACE = 5.0
 """Seconds that processes have for ending after another has failed, before they are killed."""
 
+_FAREWELL = 20.0
+"""Seconds that they have after an interrupt, in which runs of trackers are closed. Slurm kills after 30."""
+
+_PER_CORE = 2
+"""Processes that a core may be asked for where they compute on the CPU; four are always allowed, for trials."""
+
 _MISSING = object()
 _control: Any = None
+_apart = False  # whether each process of this machine sees one GPU, its own
 
 
 # --- who this process is ----------------------------------------------------------------------------------------------
@@ -207,11 +222,12 @@ def started(variables: Mapping[str, str]) -> Place | None:
             int(read("MASTER_PORT", 12910)),
         )
     by_hand = read("SLURM_JOB_NAME") in ("bash", "interactive")  # an allocation in which commands are typed
-    if int(read("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in variables and not by_hand:
-        nodes = read("SLURM_JOB_NODELIST", read("SLURM_NODELIST", "127.0.0.1"))
+    # of a step: SLURM_NTASKS and SLURM_PROCID stand in the one process of a batch script too
+    if int(read("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in variables and not by_hand:
+        nodes = read("SLURM_STEP_NODELIST", read("SLURM_JOB_NODELIST", "127.0.0.1"))
         return Place(
             int(variables["SLURM_PROCID"]),
-            int(variables["SLURM_NTASKS"]),
+            int(variables["SLURM_STEP_NUM_TASKS"]),
             int(read("SLURM_LOCALID", 0)),
             int(read("SLURM_NODEID", 0)),
             read("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes),
@@ -249,25 +265,39 @@ def must_start(trainer: TrainerConfig, *, sharded: bool) -> bool:
 
 @contextmanager
 def joined(trainer: TrainerConfig) -> Iterator[None]:
-    """Be one of the processes of a run, connected with the others, until all have reached the end of the block."""
-    global _control
+    """Be one of the processes of a run, connected with the others, until all have reached the end of the block.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes, or the others did not come.
+    """
+    global _apart, _control
+    _apart = False
     place = started(os.environ) if processes(trainer) > 1 else None
     if place is None:
         _set_rank(0)
         yield
         return
+    _end_with_supervisor()
+    _set_rank(place.local)  # the first of each machine says what is wrong there
+    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
+    _apart = on_gpu and _one_gpu_each(trainer)
+    if on_gpu and not _apart:
+        check_gpus(trainer)
+    # a process with a GPU of its own is to Lightning the only one of a machine
+    local, node = (0, place.rank) if _apart else (place.local, place.node)
     os.environ.update(
-        RANK=str(place.rank), WORLD_SIZE=str(place.world), LOCAL_RANK=str(place.local), NODE_RANK=str(place.node),
+        RANK=str(place.rank), WORLD_SIZE=str(place.world), LOCAL_RANK=str(local), NODE_RANK=str(node),
         LOCAL_WORLD_SIZE=str(local_processes(trainer)), MASTER_ADDR=place.address, MASTER_PORT=str(place.port),
     )  # fmt: skip
-    _end_with_supervisor()
+    if on_gpu:
+        torch.cuda.set_device(device_index(trainer, local))
+    store = _meet(place)
     _set_rank(place.rank)
     if place.rank:
         warnings.simplefilter("ignore")  # the leader shows each of them
-    on_gpu = trainer.accelerator != "cpu" and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(device_index(trainer, place.local))
-    dist.init_process_group("nccl" if on_gpu else "gloo", rank=place.rank, world_size=place.world)
+    elif not on_gpu and trainer.accelerator != "cpu":
+        log.info("no GPU: %d processes on the CPU", place.world)
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=place.rank, world_size=place.world)
     _control = dist.new_group(backend="gloo", timeout=_WAIT)
     yield
     barrier()
@@ -275,8 +305,95 @@ def joined(trainer: TrainerConfig) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+def _meet(place: Place) -> dist.Store:
+    """Connect with the other processes; what they say to each other while they form groups goes through the result.
+
+    Raises:
+        ConfigError: they have not all come in time.
+    """
+    where = f"{place.address}:{place.port}"
+    patience = threading.Timer(
+        _PATIENCE, log.info, ("waiting for the %d processes of this run to connect at %s", place.world, where)
+    )
+    patience.daemon = True
+    patience.start()
+    try:
+        store, *_ = next(rendezvous("env://", timeout=_MEETING))
+    except dist.DistError as error:
+        came = re.search(r"(\d+)/\d+ clients joined", str(error))
+        if "EADDRINUSE" in str(error):
+            happened = "the port is in use. Set MASTER_PORT to a free one"
+        else:
+            found = f"{came[1]} of {place.world} came" if came else "nobody listens there: the first has not come"
+            happened = (
+                f"{found} within {_MEETING.total_seconds():.0f} seconds. Are all of them started, with the same "
+                f"MASTER_ADDR and MASTER_PORT, and can their machines reach that address?"
+            )
+        raise ConfigError(
+            f"the {place.world} processes of this run connect at {where} (this is number {place.rank + 1}): {happened}"
+        ) from error
+    finally:
+        patience.cancel()
+    return dist.PrefixStore("wsss", store)
+
+
+def layout(trainer: TrainerConfig) -> tuple[Any, int]:
+    """The devices of a machine and the number of machines, as Lightning is to see them."""
+    if _apart:
+        return 1, world()
+    return ("auto" if str(trainer.devices) == "-1" else trainer.devices), trainer.num_nodes
+
+
+def _one_gpu_each(trainer: TrainerConfig) -> bool:
+    """Whether several processes of a machine see one GPU each, as ``srun --gpus-per-task=1`` arranges it."""
+    bound = SUPERVISOR not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ  # which show all to each
+    return bound and local_processes(trainer) > 1 and torch.cuda.device_count() == 1
+
+
+def check_gpus(trainer: TrainerConfig) -> None:
+    """Refuse what this machine has no GPUs for.
+
+    Raises:
+        ConfigError: a process would have none.
+    """
+    last = max(device_index(trainer, local) for local in range(local_processes(trainer)))
+    if last >= torch.cuda.device_count():
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} asks for GPU {last} (counted from 0), and torch sees "
+            f"{torch.cuda.device_count()} here. Use fewer trainer.devices, or show each process more of them "
+            f"(CUDA_VISIBLE_DEVICES, srun --gpus-per-node)"
+        )
+
+
+def check_start(trainer: TrainerConfig, *, cores: int) -> None:
+    """Refuse, before processes are started, more of them than this machine can serve.
+
+    Args:
+        trainer: what is asked for.
+        cores: of this machine.
+
+    Raises:
+        ConfigError: there are not as many GPUs, or far fewer cores.
+    """
+    if trainer.accelerator != "cpu" and torch.cuda.is_available():
+        check_gpus(trainer)
+        return
+    if trainer.accelerator in ("gpu", "cuda"):
+        raise ConfigError(
+            "trainer asks for GPUs, but torch sees none. On the CPU: trainer.accelerator=cpu trainer.devices=2"
+        )
+    count, most = local_processes(trainer), max(4, _PER_CORE * cores)
+    if count > most:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} asks for {count} processes on the CPU (cores here: {cores}). Use at "
+            f"most {most}; one process uses all cores by itself"
+        )
+
+
 def device_index(trainer: TrainerConfig, local: int) -> int:
-    """The GPU of a process: of the listed ones, or of all."""
+    """The GPU of a process: of the listed ones, or of all. Where it sees one alone, its own, that one."""
+    if _apart:
+        return 0
     listed = trainer.devices
     if isinstance(listed, str) and "," in listed:
         listed = [int(part) for part in listed.split(",") if part.strip()]
@@ -284,8 +401,11 @@ def device_index(trainer: TrainerConfig, local: int) -> int:
 
 
 def environment() -> list[Any]:
-    """Lightning's plugins: it takes ranks from the variables that ``joined`` has set, and starts no process itself."""
-    return [LightningEnvironment()] if world() > 1 else []
+    """Lightning's plugins: it takes ranks from the variables that ``joined`` has set, and starts no process itself.
+
+    With a single process, too: Lightning would find Slurm by itself, and refuse several tasks or heed its signals.
+    """
+    return [LightningEnvironment()]
 
 
 def _set_rank(value: int) -> None:
@@ -335,13 +455,14 @@ def supervise(command: Sequence[str], trainer: TrainerConfig, *, directory: Path
     Raises:
         ConfigError: there are other machines, and it is not known where the first is.
         SystemExit: one failed, with its exit code; what it said stands above.
-        KeyboardInterrupt: this process was interrupted. The others have ended by then.
+        KeyboardInterrupt: this process was interrupted, or told to end. The others have ended by then.
     """
     count, node = local_processes(trainer), int(os.environ.get("NODE_RANK", 0))
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
     if trainer.num_nodes > 1 and (port is None or "MASTER_ADDR" not in os.environ or "NODE_RANK" not in os.environ):
+        slurm = "this is not a step of srun. Write srun before the command, or " if "SLURM_JOB_ID" in os.environ else ""
         raise ConfigError(
-            f"trainer.num_nodes={trainer.num_nodes}: start every machine's part with srun or torchrun, or set "
+            f"trainer.num_nodes={trainer.num_nodes}: {slurm}start every machine's part with srun or torchrun, or set "
             f"MASTER_ADDR and MASTER_PORT (the first machine, a free port on it) and NODE_RANK (0, 1, ...) on each"
         )
     shared = {
@@ -353,7 +474,7 @@ def supervise(command: Sequence[str], trainer: TrainerConfig, *, directory: Path
         for local in range(count):
             own = {"RANK": node * count + local, "LOCAL_RANK": local}
             variables = os.environ | {key: str(value) for key, value in (shared | own).items()}
-            # a process group of its own: an interrupt from the keyboard reaches it once, from here
+            # a process group of its own: an interrupt from the keyboard, or its end, reaches it once, from here
             running.append(subprocess.Popen(command, env=variables, cwd=directory, process_group=0))
         while any(process.poll() is None for process in running):
             if any(process.poll() for process in running):
@@ -361,19 +482,19 @@ def supervise(command: Sequence[str], trainer: TrainerConfig, *, directory: Path
                 break
             time.sleep(0.05)
         codes = [process.poll() for process in running]
-    except KeyboardInterrupt:
-        _end(running, wait=2 * _GRACE)
+    except KeyboardInterrupt as stop:
+        _end(running, wait=_FAREWELL, number=signals.number_of(stop))
         raise
     finally:
         _end(running, wait=_GRACE)
     _report(codes, running)
 
 
-def _end(running: Sequence[subprocess.Popen[bytes]], *, wait: float) -> None:
+def _end(running: Sequence[subprocess.Popen[bytes]], *, wait: float, number: int = signal.SIGINT) -> None:
     """Interrupt processes, so that they leave things in order; kill those that do not heed it."""
     for process in running:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
     end = time.monotonic() + wait
     for process in running:
         try:
@@ -394,11 +515,12 @@ def _report(codes: Sequence[int | None], running: Sequence[subprocess.Popen[byte
     if not failed:
         return
     number, code = next(((number, code) for number, code in failed if code != LOST), failed[0])
-    if code > 0:
+    by = signals.ended_by(code)
+    if by is None:
         raise SystemExit(code)
     log.error(
         "process %d of %d (%d) was ended by %s; the others have been ended too. What is finished is kept: the same "
         "command goes on from there",
-        number + 1, len(running), running[number].pid, signal.Signals(-code).name,
+        number + 1, len(running), running[number].pid, by.name,
     )  # fmt: skip
     raise SystemExit(1)

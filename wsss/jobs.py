@@ -22,10 +22,10 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from wsss import distributed
+from wsss import distributed, signals
 from wsss.artifacts import read_json, write_json
 from wsss.console import console, format_cell, setup_logging
-from wsss.errors import CorruptArtifact, UserError
+from wsss.errors import ConfigError, CorruptArtifact, UserError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,10 @@ class Failed:
     error: str
 
 
+class Unmeasured(ConfigError):
+    """A search has nothing to go by, in this job as in all others."""
+
+
 _begun: Path | None = None
 
 
@@ -97,6 +101,11 @@ def alone(settings: HydraConf) -> list[str]:
     return [*settings.overrides.task, *(["hydra.mode=RUN"] if by_file else [])]
 
 
+def searching(settings: HydraConf) -> bool:
+    """Whether the job that Hydra runs now belongs to a search, which needs a number from each."""
+    return settings.mode is RunMode.MULTIRUN and not str(settings.sweeper._target_).endswith(".BasicSweeper")
+
+
 def attempt(work: Callable[[], float | None], program: Sequence[str]) -> float | Failed | None:
     """Do the work of the job that Hydra runs now; in a multirun a failure is recorded and not raised.
 
@@ -106,12 +115,16 @@ def attempt(work: Callable[[], float | None], program: Sequence[str]) -> float |
     Args:
         work: returns the metric.
         program: what Python runs, without overrides.
+
+    Raises:
+        KeyboardInterrupt: the process was interrupted or told to end, whatever that has become on the way here.
+        SystemExit: no other job could do better.
     """
     settings = HydraConfig.get()
     if settings.mode is not RunMode.MULTIRUN or distributed.started(os.environ):
         return work()
     given = read_json(Path(settings.sweep.dir) / SWEEP)
-    own = tuple(item for item in settings.overrides.task if item not in given)
+    own = beyond(given, settings.overrides.task)
     command = shlex.join(["python", *(Path(part).name for part in program), *alone(settings)])
     job = Job(settings.job.num, own, command, process=f"{os.getpid()} on {socket.gethostname()}")
     directory = Path(settings.runtime.output_dir)
@@ -120,11 +133,15 @@ def attempt(work: Callable[[], float | None], program: Sequence[str]) -> float |
     try:
         value = work()
     except UserError as error:
-        failed = replace(job, state=FAILED, error=f"{type(error).__name__}: {error}", user=True)
+        kind = ConfigError if isinstance(error, Unmeasured) else type(error)
+        failed = replace(job, state=FAILED, error=f"{kind.__name__}: {error}", user=True)
+        if isinstance(error, Unmeasured):
+            _write(directory, failed)
+            raise SystemExit(USER_ERROR) from None
         log.error("job %d: %s", job.number, failed.error)
     except (Exception, SystemExit) as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # of which Lightning makes an exit
-            raise
+        if stop := signals.behind(error):
+            raise stop from None
         said = f"its processes ended with code {error.code}" if isinstance(error, SystemExit) else str(error)
         user = isinstance(error, SystemExit) and error.code == USER_ERROR
         trace = "" if isinstance(error, SystemExit) else traceback.format_exc()
@@ -137,6 +154,16 @@ def attempt(work: Callable[[], float | None], program: Sequence[str]) -> float |
         return value
     _write(directory, failed)
     return Failed(failed.error)
+
+
+def beyond(given: Sequence[str], task: Sequence[str]) -> tuple[str, ...]:
+    """The overrides of a job that were not given for all alike. Of what was given for a key, the last one holds.
+
+    >>> beyond(["cam=cam", "seed=0", "seed=0,1"], ["cam=cam", "seed=0"])
+    ('seed=0',)
+    """
+    last = {item.partition("=")[0]: item for item in given}
+    return tuple(item for item in task if last.get(item.partition("=")[0]) != item)
 
 
 def begun() -> list[Job]:
@@ -190,4 +217,4 @@ def _write(directory: Path, job: Job) -> None:
     write_json(directory / RECORD, asdict(job))
 
 
-__all__ = ["Failed", "Job", "Watch", "alone", "attempt", "begun", "forget", "report"]
+__all__ = ["Failed", "Job", "Unmeasured", "Watch", "alone", "attempt", "begun", "forget", "report", "searching"]

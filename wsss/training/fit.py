@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -137,6 +139,21 @@ class KeepBest(pl.Callback):
         self.best = state_dict["best"]
 
 
+class OwnSignals(pl.Callback):
+    """Takes SIGTERM back from Lightning, which would go on to the end of the step, and wait for other processes."""
+
+    def __init__(self) -> None:
+        self.handler = signal.getsignal(signal.SIGTERM)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put back what was there before, as Lightning itself does at the end."""
+        # None: it was not set by Python
+        if self.handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.handler)
+
+    on_predict_start = on_train_start
+
+
 def make_trainer(
     config: TrainerConfig, *, loggers: list[Logger], callbacks: list[pl.Callback], alone: bool = False, **options: Any
 ) -> Trainer:
@@ -153,10 +170,11 @@ def make_trainer(
     return Trainer(
         accelerator=config.accelerator,
         **_places(config, alone=alone),
+        plugins=distributed.environment(),
         precision=options.pop("precision", config.precision),
         deterministic=config.deterministic,
         logger=loggers or False,
-        callbacks=callbacks,
+        callbacks=[OwnSignals(), *callbacks],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -170,12 +188,12 @@ def make_trainer(
 def _places(config: TrainerConfig, *, alone: bool) -> dict[str, Any]:
     """The devices of a trainer. ``strategy=ddp`` with one process is a single device like any other."""
     if distributed.world() > 1 and not alone:
+        devices, machines = distributed.layout(config)
         return {
-            "devices": "auto" if str(config.devices) == "-1" else config.devices,
+            "devices": devices,
             "strategy": config.strategy,
-            "num_nodes": config.num_nodes,
+            "num_nodes": machines,
             "sync_batchnorm": config.sync_batchnorm,
-            "plugins": distributed.environment(),
         }
     if not distributed.in_parallel(config):
         return {"devices": config.devices, "strategy": config.strategy, "num_nodes": config.num_nodes}
