@@ -132,6 +132,7 @@ def test_maps_that_are_farthest_apart_come_first(two: tuple[Pipeline, Pipeline],
     one = read_experiment(replace(two[0].artifact("seeds"), root=tmp_path))
     other = Artifact(tmp_path, "seeds", "0" * 12)
     shutil.copytree(one.artifact.directory, other.directory)
+    write_json(other.directory / "manifest.json", {**other.manifest, "fingerprint": other.fingerprint})
     tagged = [id for id in tiny.TRAIN if len(one.artifact.read_seeds(id).scores)]
     for id, factor in ((tagged[2], 0.0), (tagged[0], 0.5)):
         seeds = one.artifact.read_seeds(id)

@@ -13,7 +13,7 @@ from wsss import differences
 from wsss.artifacts import Artifact
 from wsss.cli import USER_ERROR
 from wsss.console import quiet_libraries, setup_logging
-from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact, UserError
+from wsss.errors import ConfigError, CorruptArtifact, DataError, UserError
 from wsss.report.experiments import Experiment, read_experiments, same_data
 from wsss.report.index import PAGE, STORE, write_index
 from wsss.report.pair import Gallery, check_pair, gather, read_data, usual_place, write_pair
@@ -32,8 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.names:
             _pair(options, shlex.join(["python", "-m", "wsss.report", *arguments]))
-        if not options.store.is_dir():
-            raise MissingArtifact(f"no folder {options.store.absolute()}. Name the artifact store with --store")
         log.info("index: %s", write_index(options.store))
     except UserError as error:
         log.error("%s: %s", type(error).__name__, error)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsss.artifacts import Artifact, fingerprint
+from wsss.differences import finished, read_manifest
 from wsss.errors import CorruptArtifact
 from wsss.pages import number
 from wsss.pipeline import STAGES, TEACHER
@@ -123,7 +124,7 @@ def read_experiment(artifact: Artifact) -> Experiment:
     left = [artifact.stage]
     while left:
         step = left.pop(0)
-        manifests[step] = _read(chain[step])
+        manifests[step] = read_manifest(chain[step])
         for need, digits in manifests[step].get("upstream", {}).items():
             below = Artifact(artifact.root, "segmenter" if need == TEACHER else need, digits)
             if need not in chain and below.complete:
@@ -132,21 +133,16 @@ def read_experiment(artifact: Artifact) -> Experiment:
     return Experiment(artifact, chain, manifests, {step: found.metrics for step, found in chain.items()})
 
 
-def _read(artifact: Artifact) -> Mapping[str, Any]:
-    manifest = artifact.manifest
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("upstream", {}), dict):
-        raise CorruptArtifact(f"{artifact.directory / 'manifest.json'} is no manifest")
-    return manifest
-
-
 def read_experiments(root: Path, stage: str = "segmenter") -> list[Experiment]:
-    """All finished artifacts of a stage, the newest first. What cannot be read is left out, and logged."""
+    """All finished artifacts of a stage, the newest first. What cannot be read is left out, and logged.
+
+    Raises:
+        MissingArtifact: there is no such folder.
+    """
     found = []
-    for path in sorted((root / stage).glob("*/manifest.json")):
-        if path.parent.name.endswith(".old"):
-            continue
+    for artifact in finished(root, stage):
         try:
-            found.append(read_experiment(Artifact(root, stage, path.parent.name)))
+            found.append(read_experiment(artifact))
         except CorruptArtifact as error:
             log.warning("left out: %s", error)
     return sorted(with_ceilings(found), key=lambda one: one.created, reverse=True)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from wsss.artifacts import FINGERPRINT_DIGITS, Artifact, write_text
 from wsss.differences import node_of
+from wsss.errors import MissingArtifact
 from wsss.pages import template
 from wsss.report.experiments import Experiment, read_experiments
 from wsss.report.page import HEADLINE
@@ -55,7 +56,12 @@ def write_index(root: Path) -> Path:
     """Write the index of a store, whole or not at all: ``<root>/report/index.html``.
 
     Processes that write it at the same time do so one after the other, so that the last one has seen all.
+
+    Raises:
+        MissingArtifact: there is no such folder.
     """
+    if not root.is_dir():
+        raise MissingArtifact(f"no folder {root.absolute()}. Name the artifact store with --store")
     path = root / FOLDER / INDEX
     with Artifact(root, FOLDER, "index").locked():
         write_text(path, render_index(root))
