@@ -71,7 +71,7 @@ from wsss.data.demo import render_demo
 from wsss.data.loading import tag_vector
 from wsss.data.transforms import to_tensor
 from wsss.data.voc import VocLayout
-from wsss.errors import ConfigError
+from wsss.errors import ConfigError, UserError
 from wsss.inference import Inference, inference_of
 from wsss.metrics import BoundaryFScore, ConfusionMatrix, ThresholdCurve, image_miou
 from wsss.models.folding import fold_batch_norm
@@ -1010,30 +1010,36 @@ def print_against(folder: Path, config: DictConfig, data: ImageSet, costs: Costs
     )
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The text above as it stands, and the defaults of all options that have a word of help."""
+
+
 def main() -> None:
     """Measure, then print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     add = parser.add_argument
     add("overrides", nargs="*", help="of the configuration")
     add(
-        "--images", type=Path, help="a set in VOC's layout with masks, of which a few images are taken (default: drawn)"
+        "--images",
+        type=Path,
+        help="a set in VOC's layout with masks, of which a few images are taken; without it some are drawn",
     )
-    add("--split", default="train")
+    add("--split", default="train", help="of --images")
     add("--sample", type=int, default=6, help="images that are measured")
     add("--width", type=int, default=500, help="of drawn images")
-    add("--height", type=int, default=375)
+    add("--height", type=int, default=375, help="of drawn images")
     add("--count", type=int, default=10_582, help="training images")
     add("--val", type=int, default=1_449, help="validation images")
     add("--classes", type=int, help="default: those of the sample")
     add("--no-masks", action="store_true", help="the set has none, so that nothing is measured with them")
-    add("--gpus", type=int, nargs="+", default=[1, 64])
-    add("--cores-per-gpu", type=int, default=8)
-    add("--gpus-per-machine", type=int, default=8)
+    add("--gpus", type=int, nargs="+", default=[1, 64], help="0: one core alone")
+    add("--cores-per-gpu", type=int, default=8, help="of a machine")
+    add("--gpus-per-machine", type=int, default=8, help="shards are one a machine")
     add("--tflops", type=float, default=15, help="ASSUMED operations a second of a GPU")
     add("--tflops-depthwise", type=float, default=2, help="ASSUMED, for networks with depthwise convolutions")
     add("--call-us", type=float, default=10, help="ASSUMED microseconds of a call into torch")
     add("--index", nargs="*", choices=("folder", "voc_layout", "coco"), default=[], help="measure indexes of such sets")
-    add("--entries", type=int, nargs="+", default=[10_000, 100_000])
+    add("--entries", type=int, nargs="+", default=[10_000, 100_000], help="sizes of the indexes that are measured")
     add("--only-index", action="store_true")
     add("--against", type=Path, help="a store: compare with the wall time of its artifacts (one core, --gpus 0)")
     options = parser.parse_intermixed_args()
@@ -1042,7 +1048,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         if options.images:
-            data = VocLayout(options.images, train=options.split, val=options.split)
+            try:
+                data = VocLayout(options.images, train=options.split, val=options.split)
+            except UserError as error:
+                parser.error(f"--images takes a set in the layout of PASCAL VOC; without it images are drawn. {error}")
         else:
             data = drawn(folder / "drawn", width=options.width, height=options.height, count=4 * options.sample)
         ids = [id for id in data.ids(data.train) if data.class_ids(id)][: options.sample]
@@ -1050,6 +1059,7 @@ def main() -> None:
         items = sample(data, ids, stride=config.seeds.stride)
         sizes = ", ".join(f"{i.image.shape[1]}x{i.image.shape[0]} ({len(i.class_ids)})" for i in items)
         print(f"{' '.join(options.overrides)}\nsample (classes): {sizes}")
+        print(f"priced for --count {options.count:,} training and --val {options.val:,} validation images of that size")
         started = time.perf_counter()
         if not options.only_index:
             base = resident()

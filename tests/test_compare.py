@@ -245,7 +245,7 @@ def test_rows_are_the_jobs_with_their_numbers(
     for said in ("4 of 4 jobs", "threshold 0.30 in every row", "threshold_best 0.45", "* best miou.", "true masks"):
         assert said in output
 
-    out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
+    out = place(tmp_path)
     names = ["curves.png", "plot.png", "table.csv", "table.html", "table.md"]
     assert sorted(path.name for path in out.iterdir()) == names
     found = list(csv.DictReader(io.StringIO((out / "table.csv").read_text())))
@@ -301,7 +301,7 @@ def test_jobs_that_differ_in_their_seed_alone_share_a_row(fake: Fake, overrides,
         ("", "max", "40.5 (40.0-41.0)", "2"),
         ("*", "mean", "52.0 (50.0-55.0)", "3"),
     ]
-    found = list(csv.DictReader((tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.csv").open()))
+    found = list(csv.DictReader((place(tmp_path) / "table.csv").open()))
     assert [(row["cam.fusion"], row["seed"]) for row in found] == [
         ("max", "0"), ("max", "1"), ("mean", "0"), ("mean", "1"), ("mean", "5"),
     ]  # fmt: skip
@@ -409,7 +409,7 @@ def test_missing_jobs_are_listed_with_their_commands(fake: Fake, overrides, tmp_
     assert len(commands) == 2
     for command, fusion in zip(commands, ("max", "mean"), strict=True):
         assert {f"cam.fusion={fusion}", "cam.gamma=2", "upstream=build"} <= set(shlex.split(command))
-        assert command in (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.md").read_text()
+        assert command in (place(tmp_path) / "table.md").read_text()
 
 
 def test_with_nothing_finished_the_sweep_is_named_with_code_2(fake: Fake, overrides, tmp_path: Path, capsys):
@@ -446,7 +446,7 @@ def test_seeds_without_masks_have_a_row_and_no_plot(overrides, tmp_path: Path):
         pipeline.artifact("seeds").prepare()
         pipeline.artifact("seeds").publish({}, {"miou": None, "threshold": 0.3, "images": 8})
     assert main(overrides("cam.gamma=1,2")) == 0
-    out = tmp_path / "artifacts" / "compare" / "own" / "seeds"
+    out = place(tmp_path)
     assert sorted(path.name for path in out.iterdir()) == ["table.csv", "table.html", "table.md"]
 
 
@@ -515,7 +515,7 @@ def test_what_differs_stands_in_columns_upstream_included(store: Path, capsys: p
     assert "threshold 0.30 in every row." in output
     assert main(["--store", str(store), "--stage", "labels"]) == 0
     assert [row[1] for row in lines(capsys.readouterr().out)] == ["cam", "Cam", "LayerCam"]
-    page = (store / "compare" / "mine" / "labels" / "table.md").read_text()
+    page = (store / "compare" / "mine-all" / "labels" / "table.md").read_text()
     assert "| \\* | LayerCam | 70.0 |" in page
 
 
@@ -532,7 +532,7 @@ def test_artifacts_are_named_by_directory_or_fingerprint(store: Path, capsys: py
 def test_the_stage_of_a_store_is_the_one_with_the_most_artifacts(store: Path):
     comparison, place = compare_artifacts(store=store)
     assert (comparison.stage, len(comparison.rows)) == ("seeds", 3)
-    assert place == store / "compare" / "2-experiments" / "seeds"
+    assert place == store / "compare" / "2-experiments-all" / "seeds"
     comparison, _ = compare_artifacts(store=store, experiment="mine", sort="miou")
     assert [row.stat("miou").mean for row in comparison.rows] == [0.7, 0.6]  # of equals the latest
 
@@ -567,7 +567,7 @@ def test_rows_of_different_supervision_say_so(publish: Publish, tmp_path: Path, 
     assert main(["--store", str(tmp_path / "store")]) == 0
     output = capsys.readouterr().out
     assert [row[-1] for row in lines(output)] == ["supervision", "image tags", "train masks"]
-    page = (tmp_path / "store" / "compare" / "mine" / "segmenter" / "table.html").read_text()
+    page = (tmp_path / "store" / "compare" / "mine-all" / "segmenter" / "table.html").read_text()
     assert page.count("train masks") == 3  # in the table, for sorting, and among the artifacts
 
 
@@ -668,7 +668,7 @@ def test_seeds_of_different_images_are_no_row(publish: Publish, tmp_path: Path, 
         ["", "bbbbbb", "90.0", "1"],
     ]  # and no best one
     assert "numbers of different images are not comparable" in " ".join(output.split())
-    out = tmp_path / "store" / "compare" / "mine" / "seeds"
+    out = tmp_path / "store" / "compare" / "mine-all" / "seeds"
     for name in ("table.md", "table.html"):
         assert "numbers of different images are not comparable" in (out / name).read_text()
     assert 'class="best"' not in (out / "table.html").read_text()
@@ -709,7 +709,7 @@ def test_a_number_that_not_all_seeds_have_says_how_many_have_it(publish: Publish
         ["b", "50.0", "80.0 (70.0-90.0) [2]", "3"],
     ]
     assert "[k]: over the k seeds that have this number." in output
-    out = tmp_path / "store" / "compare" / "mine" / "segmenter"
+    out = tmp_path / "store" / "compare" / "mine-all" / "segmenter"
     assert "| 80.0 [1] | 3 |" in (out / "table.md").read_text()
     page = (out / "table.html").read_text()
     assert '80.0<span class="range">[1]</span>' in page
@@ -731,7 +731,7 @@ def test_all_rows_that_tie_are_the_best(publish: Publish, tmp_path: Path, capsys
         publish("seeds", name, cam(target), miou)
     assert main(["--store", str(tmp_path / "store")]) == 0
     assert [row[:2] for row in lines(capsys.readouterr().out)[1:]] == [["*", "Cam"], ["", "LayerCam"], ["*", "ZoomCam"]]
-    page = (tmp_path / "store" / "compare" / "mine" / "seeds" / "table.html").read_text()
+    page = (tmp_path / "store" / "compare" / "mine-all" / "seeds" / "table.html").read_text()
     assert page.count('<tr class="best">') == 2
 
 
@@ -744,7 +744,7 @@ def test_no_threshold_is_the_best(fake: Fake, overrides, tmp_path: Path, capsys:
     assert [row[head.index("threshold_best")] for row in rows] == ["0.40", "0.30", "0.20", "0.10"]
     assert "*" not in {row[0] for row in rows}
     assert "best threshold_best" not in output
-    page = (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.html").read_text()
+    page = (place(tmp_path) / "table.html").read_text()
     assert "is marked" not in page
     assert 'class="best"' not in page
 
@@ -760,7 +760,7 @@ def test_numbers_that_are_not_finite_are_none(publish: Publish, tmp_path: Path, 
     assert [row[:3] for row in lines(capsys.readouterr().out)[1:]] == [
         ["", "Cam", "-"], ["", "LayerCam", "-"], ["", "Lpcam", "50.0"],
     ]  # fmt: skip
-    out = tmp_path / "store" / "compare" / "mine" / "seeds"
+    out = tmp_path / "store" / "compare" / "mine-all" / "seeds"
     assert [row["miou"] for row in csv.DictReader((out / "table.csv").open())] == ["", "", "0.5"]
     comparison, _ = compare_artifacts(store=tmp_path / "store")
     assert [run.curve for run in comparison.runs] == [[(0.1, None)], [(0.1, None)], [(0.1, 0.5)]]
@@ -824,7 +824,7 @@ def test_the_experiment_of_a_sweep_is_an_override(capsys: pytest.CaptureFixture[
 def test_the_page_holds_everything_and_needs_nothing(store: Path, publish: Publish):
     publish("seeds", "5c", cam("<b>Cam"), None, {"classifier": "c1"})
     assert main(["--store", str(store), "--stage", "seeds"]) == 0
-    page = (store / "compare" / "2-experiments" / "seeds" / "table.html").read_text()
+    page = (store / "compare" / "2-experiments-all" / "seeds" / "table.html").read_text()
     assert page.count('<tr class="best">') == 1
     assert "<b>Cam" not in page
     assert "&lt;b&gt;Cam" in page
@@ -840,7 +840,7 @@ def test_the_page_holds_everything_and_needs_nothing(store: Path, publish: Publi
 def test_the_page_of_a_sweep_lists_what_is_missing(fake: Fake, overrides, tmp_path: Path):
     fake("cam.gamma=1,2", "seed=0,1", only=lambda job: job.config.cam.gamma == 1)
     assert main(overrides("cam.gamma=1,2", "seed=0,1")) == 0
-    page = (tmp_path / "artifacts" / "compare" / "own" / "seeds" / "table.html").read_text()
+    page = (place(tmp_path) / "table.html").read_text()
     assert "2 jobs are missing" in page
     assert page[page.index("<h2>Missing</h2>") :].count("python generate_seeds.py") == 2
     assert '<span class="range">45.0-46.0</span>' in page
@@ -930,3 +930,9 @@ def test_what_has_no_classifier_has_no_other_one():
     weak = [flatten({"recipe": {"classifier": {"epochs": epochs, "lr": 1}}, "labels": "refined"}) for epochs in (6, 12)]
     found = differing([*weak, flatten({"labels": "ground_truth"})])
     assert [list(one) for one in found] == [["recipe.classifier.epochs", "labels"]] * 2 + [["labels"]]
+
+
+def place(base: Path) -> Path:
+    """Where the one comparison of seeds without a file of conf/sweep was put."""
+    (found,) = (base / "artifacts" / "compare").glob("own-*/seeds")
+    return found

@@ -308,6 +308,12 @@ def adopt(pipeline: Pipeline, other: Pipeline, *stages: str) -> None:
         shutil.copytree(other.artifact(stage).directory, pipeline.artifact(stage).directory)
 
 
+def _heed() -> None:
+    """A background job of a shell ignores interrupts, one of nohup the end of the terminal; so would its children."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(*command: str, **environment: str) -> subprocess.Popen[str]:
     """Start Python with ``command`` in the repository; the networks of this module can be imported there."""
     variables = (
@@ -320,8 +326,7 @@ def start(*command: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # a background job of a shell ignores interrupts, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=_heed,
     )
 
 

@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 
 from wsss import compare_page, differences
-from wsss.artifacts import Artifact, write_text
+from wsss.artifacts import Artifact, fingerprint, write_text
 from wsss.charts import MOST_CURVES, Bar, Line, Stat, bar_chart, curve_chart, line_chart
 from wsss.cli import USER_ERROR
 from wsss.console import console, format_cell, quiet_libraries, setup_logging, table
@@ -322,6 +322,8 @@ def compare(
         title=f"{chosen}: {' on '.join(names)}",
         fallback=sweep.experiment or data,
     )
+    if sweep.name is None:  # two lists of values are two comparisons
+        names.append(fingerprint({"overrides": sorted(overrides)})[:6])
     return comparison, Path(pipelines[0].config.paths.artifacts) / "compare" / "-".join(names) / chosen
 
 
@@ -397,7 +399,8 @@ def compare_artifacts(
     experiments = list(dict.fromkeys(made_by[artifact] for artifact in found))
     name = experiments[0] if len(experiments) == 1 else f"{len(experiments)} experiments"
     comparison = _comparison(keys, runs, metrics, sort, stage=chosen, title=f"{chosen}: {name}", fallback=name)
-    place = "-".join([name.replace(" ", "-"), *(artifact.fingerprint[:4] for artifact in found if names)][:9])
+    which = [artifact.fingerprint[:4] for artifact in found] if names else ["all"]
+    place = "-".join([name.replace(" ", "-"), *which][:9])
     return comparison, found[0].root / "compare" / place / chosen
 
 
@@ -498,16 +501,21 @@ def open_pipelines(sweep: Sweep) -> list[Pipeline]:
 
 
 def most_finished(pipelines: Sequence[Pipeline]) -> str | None:
-    """The stage with the most finished artifacts, of equals the latest; None where nothing is finished.
+    """The stage with the most finished artifacts; None where nothing is finished.
 
     Artifacts and not jobs are counted: the one classifier of a half-finished sweep over CAMs is not what is compared.
+    Of equals the latest is taken, if it is finished for all jobs. Otherwise it is the first that all jobs differ in:
+    what is missing of a study of refiners is labels, also where some of these were already taken to a segmenter.
     """
-    finished = {
-        stage: len({found.fingerprint for found in (job.artifact(stage) for job in pipelines) if found.complete})
-        for stage in STAGES
-    }
-    best = max(reversed(finished), key=lambda stage: finished[stage])
-    return best if finished[best] else None
+    made = {stage: {job.artifact(stage) for job in pipelines} for stage in STAGES}
+    finished = {stage: sum(artifact.complete for artifact in found) for stage, found in made.items()}
+    most = max(finished.values())
+    equals = [stage for stage in STAGES if finished[stage] == most]
+    if not most:
+        return None
+    if most == len(made[equals[-1]]):
+        return equals[-1]
+    return next((stage for stage in equals if len(made[stage]) == len(made["segmenter"])), equals[-1])
 
 
 def _run(pipeline: Pipeline, settings: Mapping[str, Setting], stage: str) -> Run:

@@ -74,9 +74,11 @@ def test_the_path_of_the_page_is_whole_on_a_narrow_terminal(
 ):
     monkeypatch.setenv("COLUMNS", "80")
     write_reports(reported, headline=True)
-    cells = [line.split("\N{BOX DRAWINGS LIGHT VERTICAL}")[2:3] for line in capsys.readouterr().out.splitlines()]
-    path = "".join(cell.strip() for row in cells for cell in row)
-    assert str(next((Path(reported.config.paths.artifacts) / "report").glob("*-*.html"))) in path
+    printed = capsys.readouterr().out.splitlines()
+    assert f"report: {next((Path(reported.config.paths.artifacts) / 'report').glob('*-*.html'))}" in printed
+    assert f"labels of the training images: {reported.artifact('labels').directory / 'masks'}" in printed
+    (command,) = (line for line in printed if "-m wsss.predict" in line)
+    assert str(reported.artifact("segmenter").directory) in command
 
 
 def test_the_ceiling_appears_on_the_page_of_the_weak_run(reported: Pipeline, tiny_pipeline: MakePipeline):

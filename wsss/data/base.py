@@ -265,7 +265,8 @@ class ImageSet(ABC):
         if missing and len(missing) < len(ids):
             raise DataError(
                 f"no mask {self._mask_origin(missing[0])} for image {missing[0]} of {split} "
-                f"({len(missing)} of {len(ids)} have none). Add them, or take the ids out of the split"
+                f"({len(missing)} of {len(ids)} have none). Masks only measure: add those that are missing, or put "
+                f"those of {split} elsewhere, and it is not measured"
             )
         return not missing
 

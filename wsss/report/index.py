@@ -72,7 +72,7 @@ def render_index(root: Path) -> str:
     """The index as HTML. Links are relative: the folder ``report`` may be copied elsewhere as a whole."""
     experiments = read_experiments(root)
     pages, pairs = _pages(root / FOLDER), _pairs(root / FOLDER)
-    known = {one.fingerprint for one in experiments}
+    names = {one.fingerprint: one.name for one in experiments}
     groups = group_by_data(experiments)
     return template("index.html").render(
         root=str(root.absolute()),
@@ -89,8 +89,11 @@ def render_index(root: Path) -> str:
             for group in groups
         ],
         count=len(experiments),
-        orphans=sorted(page for found, names in pages.items() if found not in known for page in names),
-        pairs=[{"href": href, "first": first, "second": second} for (first, second), href in sorted(pairs.items())],
+        orphans=sorted(page for found, own in pages.items() if found not in names for page in own),
+        pairs=[
+            {"href": href, "sides": [(name, names.get(name, "")) for name in sides]}
+            for sides, href in sorted(pairs.items())
+        ],
         tables=_tables(root),
         facts=_facts(groups, pages, pairs) | {"store": "" if root == STORE else f" --store {shlex.quote(str(root))}"},
     )

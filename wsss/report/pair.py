@@ -204,7 +204,8 @@ def _summary(first: Experiment, second: Experiment) -> list[str]:
             f"Image by image, B is better on {found.better}, worse on {found.worse} and alike on {found.equal} of "
             f"{found.images}; the mean difference is {points(found.mean)} points, {points(found.low)} to "
             f"{points(found.high)} in 95 % of the draws when images are drawn anew. What another seed of the training "
-            f"would change is not in that."
+            f"would change is not in that. (mIoU counts the pixels of all images together, class by class, so that "
+            f"rare classes and large objects weigh more; the two can differ in sign.)"
         )
     return told
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from wsss.artifacts import Artifact, read_json
 from wsss.build import build
 from wsss.cams.prototypes import Prototypes
 from wsss.config import Labels
-from wsss.console import table
+from wsss.console import console, table
 from wsss.data import ImageSet
 from wsss.inference import inference_of
 from wsss.report import GalleryRow, PrototypeRow, PrototypeView, ReportData, StageSummary, write_report
@@ -73,7 +74,18 @@ def _print_headline(pipeline: Pipeline, path: Path) -> None:
     rows: list[tuple[str, Any]] = [
         (label, metrics[stage][key]) for stage, key, label, _ in HEADLINE if key in metrics.get(stage, {})
     ]
-    table(f"{pipeline.experiment} on {pipeline.data.name}", [*rows, ("report", str(path))])
+    table(f"{pipeline.experiment} on {pipeline.data.name}", rows)
+    masks = [str(pipeline.artifact(need).directory / "masks") for need in pipeline.needs("segmenter")]
+    segmenter = pipeline.artifact("segmenter").directory
+    predict = ["python", "-m", "wsss.predict", str(segmenter), "FOLDER", "-o", "predicted"]
+    told = {
+        "report": str(path),
+        "labels of the training images": " ".join(masks),
+        "masks of other images": shlex.join(predict),
+    }
+    for name, words in told.items():  # in no table, whose cells are folded: they are to be copied
+        if words:
+            console.print(f"{name}: {words}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(pipeline: Pipeline) -> Path:
