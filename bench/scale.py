@@ -1022,7 +1022,7 @@ def main() -> None:
     add(
         "--images",
         type=Path,
-        help="a set in VOC's layout with masks, of which a few images are taken; without it some are drawn",
+        help="a set in VOC's layout with masks, of which a few are taken; without it, they are drawn",
     )
     add("--split", default="train", help="of --images")
     add("--sample", type=int, default=6, help="images that are measured")
