@@ -298,7 +298,12 @@ def test_a_split_with_some_of_its_masks(tmp_path: Path) -> None:
     root = write_set(tmp_path / "set", {"a": mask_of(1), "c": None, "b": mask_of(2)})
     with pytest.raises(DataError) as error:
         VocLayout(root)
-    says(error, root / "SegmentationClass/c.png", "1 of 2 have none", "add those that are missing, or put those of train elsewhere")
+    says(
+        error,
+        root / "SegmentationClass/c.png",
+        "1 of 2 have none",
+        "add those that are missing, or put those of train elsewhere",
+    )
 
 
 def test_masks_of_val_alone(tmp_path: Path) -> None:
