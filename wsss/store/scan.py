@@ -28,7 +28,10 @@ def read_store(root: Path, *, now: float | None = None) -> Store:
         MissingArtifact: there is no such folder, or it is no artifact store.
     """
     if not root.is_dir():
-        raise MissingArtifact(f"no folder {root.absolute()}. Give that of the store: python -m wsss.store ROOT")
+        raise MissingArtifact(
+            f"no folder {root.absolute()}. Give that of the store: python -m wsss.store ROOT, or one of the commands "
+            f"list, show, prune, verify"
+        )
     entries = [entry for stage in STAGES for entry in _entries(root, stage)]
     if not any(entry.state != "foreign" for entry in entries):
         raise MissingArtifact(
