@@ -844,6 +844,9 @@ def test_the_page_of_a_sweep_lists_what_is_missing(fake: Fake, overrides, tmp_pa
     assert "2 jobs are missing" in page
     assert page[page.index("<h2>Missing</h2>") :].count("python generate_seeds.py") == 2
     assert '<span class="range">45.0-46.0</span>' in page
+    artifacts = page[page.index("<h2>Artifacts</h2>") : page.index("<h2>Missing</h2>")]
+    assert "<td>seed=0</td>" in artifacts  # and neither gamma, which those that are there share, nor what all jobs set
+    assert "<td>seed=1</td>" in artifacts
 
 
 # --- real sweeps ------------------------------------------------------------------------------------------------------

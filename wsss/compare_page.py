@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         notes=[note for note in comparison.notes() if not note.startswith("* ")],
         best_by=comparison.best_by if best else None,
         pictures=[{"title": TITLES.get(path.stem, path.stem), "uri": _uri(path)} for path in pictures],
-        artifacts=[_artifact(comparison, run) for run in comparison.runs],
+        artifacts=[_artifact(run, _different(comparison)) for run in comparison.runs],
     )
 
 
@@ -93,10 +93,18 @@ def _sortable(value: Any) -> float:
     return float("-inf") if value is None else float(value)
 
 
-def _artifact(comparison: Comparison, run: Any) -> dict[str, Any]:
+def _different(comparison: Comparison) -> set[str]:
+    """The keys that not all runs have alike: a sweep sets others too."""
+    keys = {key for run in comparison.runs for key in run.settings}
+    return {
+        key for key in keys if len({run.settings.get(key) and run.settings[key].text for run in comparison.runs}) > 1
+    }
+
+
+def _artifact(run: Any, different: Collection[str]) -> dict[str, Any]:
     manifest = run.manifest
     return {
-        "settings": " ".join(f"{key}={setting.text}" for key, setting in run.settings.items()),
+        "settings": " ".join(f"{key}={setting.text}" for key, setting in run.settings.items() if key in different),
         "fingerprint": run.artifact.fingerprint,
         "directory": str(run.artifact.directory),
         "supervision": run.supervision,
