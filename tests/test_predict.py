@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from made_store import C, put
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -544,6 +545,15 @@ def test_a_segmenter_is_found_by_its_first_digits(segmenter, photos, out, run):
     code, said = run("fff", photos, "-o", out)
     assert code == 2
     assert f"Finished there: {FINGERPRINT}" in said
+
+
+def test_the_fingerprint_of_an_earlier_stage_leads_to_its_segmenters(segmenter, photos, out, run):
+    put(segmenter.parent.parent, "labels", C)
+    path = segmenter / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"upstream": {"labels": C}}))
+    code, said = run(C[:5], photos, "-o", out)
+    assert code == 2
+    assert f"It is of labels; segmenters made from it: {FINGERPRINT}" in " ".join(said.split())
 
 
 def test_a_segmenter_that_was_set_aside_is_no_candidate(segmenter, photos, out, run):

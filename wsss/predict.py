@@ -49,6 +49,7 @@ from wsss.errors import ConfigError, CorruptArtifact, DataError, MissingArtifact
 from wsss.inference import Inference
 from wsss.palette import voc_palette
 from wsss.pipeline import environment
+from wsss.report.experiments import read_experiments
 from wsss.show import composed, known, options
 from wsss.training.shells import to_unit
 from wsss.types import BACKGROUND
@@ -140,6 +141,14 @@ def find_segmenter(given: str) -> Artifact:
     if path.is_file():
         raise MissingArtifact(f"{given} is a file. Give the folder of a finished segmenter")
     there = f"Finished there: {', '.join(finished)}" if finished else "Train one with train_seg.py or python -m wsss"
+    below = (
+        (one.fingerprint, stage, artifact.fingerprint)
+        for one in (read_experiments(root) if finished else ())
+        for stage, artifact in one.chain.items()
+    )
+    made_from = [(own, stage) for own, stage, other in below if other.startswith(given) and stage != "segmenter"]
+    if made_from:
+        there = f"It is of {made_from[0][1]}; segmenters made from it: {', '.join(own for own, _ in made_from)}"
     raise MissingArtifact(
         f"no directory {given}, and no segmenter of that fingerprint in {root / 'segmenter'}. {there}"
     )
