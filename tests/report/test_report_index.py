@@ -94,6 +94,16 @@ def test_a_ceiling_that_came_later_is_shown(tmp_path: Path):
     assert "75" in text
 
 
+def test_settings_of_a_teacher_are_not_those_of_its_pupil(tmp_path: Path):
+    put_experiment(tmp_path, A)
+    put(tmp_path, "relabels", B, upstream={"teacher": A})
+    put(tmp_path, "segmenter", B, upstream={"relabels": B}, config={"seed": 0, "labels": "predicted"})
+    pupil = next(one for one in read_experiments(tmp_path) if one.fingerprint == B)
+    assert set(pupil.chain) == {"segmenter", "relabels", "teacher", "labels", "seeds"}
+    assert pupil.settings["labels"] == "predicted"
+    assert pupil.settings["recipe.segmenter.epochs"] == 2
+
+
 def test_pages_are_linked_by_fingerprint_and_those_without_artifacts_are_named(tmp_path: Path):
     put_experiment(tmp_path, A)
     put_experiment(tmp_path, B, experiment="pruned #1")
@@ -182,10 +192,12 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_every_script_that_ends_a_pipeline_adds_its_line(tiny_set: Path, tmp_path: Path):
     code, output = tiny.call("train_seg.py", *tiny.command(tiny_set, tmp_path, "upstream=build"))
     assert code == 0, output
-    told = facts((tmp_path / "artifacts" / "report" / "index.html").read_text())["experiments"]
-    assert len(told) == 1
-    (one,) = told.values()
-    assert (tmp_path / "artifacts" / "report" / one["page"]).is_file()
+    report = tmp_path / "artifacts" / "report"
+    html = (report / "index.html").read_text()
+    (one,) = facts(html)["experiments"]
+    (link,) = (found["href"] for tag, found in Page(html).seen if tag == "a")
+    assert one in link
+    assert (report / link).is_file()
 
 
 def test_a_real_store(finished: Pipeline, tiny_pipeline: MakePipeline):

@@ -13,8 +13,9 @@ from wsss.artifacts import Artifact, fingerprint
 from wsss.differences import finished, read_manifest
 from wsss.errors import CorruptArtifact
 from wsss.pages import number
-from wsss.pipeline import STAGES, TEACHER
-from wsss.store.differences import flat
+from wsss.pipeline import STAGES
+from wsss.store.differences import merged
+from wsss.store.layout import stage_of
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +93,9 @@ class Experiment:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What all its stages were made with, by dotted key, in the order of the pipeline."""
-        steps = sorted(self.manifests, key=lambda step: list(STAGES).index("segmenter" if step == TEACHER else step))
-        found: dict[str, Any] = {}
-        for step in steps:
-            found |= flat(self.manifests[step].get("config", {}))
-        return found
+        # the last step stands first, and so before its teacher, which is of the same stage
+        steps = sorted(self.manifests, key=lambda step: -list(STAGES).index(stage_of(step)))
+        return merged(self.manifests[step] for step in steps)
 
     @property
     def true_masks(self) -> bool:
@@ -126,7 +125,7 @@ def read_experiment(artifact: Artifact) -> Experiment:
         step = left.pop(0)
         manifests[step] = read_manifest(chain[step])
         for need, digits in manifests[step].get("upstream", {}).items():
-            below = Artifact(artifact.root, "segmenter" if need == TEACHER else need, digits)
+            below = Artifact(artifact.root, stage_of(need), digits)
             if need not in chain and below.complete:
                 chain[need] = below
                 left.append(need)

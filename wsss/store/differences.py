@@ -37,11 +37,20 @@ def flat(value: Any, key: str = "") -> dict[str, Any]:
 def whole_config(store: Store, entry: Entry) -> dict[str, Any]:
     """What ``entry`` stands for: its own settings and those of all it was made from, by dotted key."""
     chain = [entry, *(store.by_key[key] for key in sorted(store.needs(entry), key=_late_first))]
-    return reduce(lambda found, other: flat(other.manifest.get("config", {})) | found, chain, {})
+    return merged(other.manifest for other in chain)
 
 
 def _late_first(key: Key) -> tuple[int, str]:
     return -list(STAGES).index(key[0]), key[1]
+
+
+def merged(manifests: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings in manifests, by dotted key: of a key that several have, that of the first; the last ones' first.
+
+    >>> merged([{"config": {"labels": "predicted"}}, {"config": {"seed": 0, "labels": "refined"}}])
+    {'seed': 0, 'labels': 'predicted'}
+    """
+    return reduce(lambda found, manifest: flat(manifest.get("config", {})) | found, manifests, {})
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
