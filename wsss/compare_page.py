@@ -39,6 +39,7 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         for index in range(len(heads))
     ]
     best = [id(row) for row in comparison.best()]
+    different = _different(comparison)
     rows = [
         {
             "best": id(row) in best,
@@ -61,7 +62,7 @@ def render(comparison: Comparison, command: str, pictures: Sequence[Path]) -> st
         notes=[note for note in comparison.notes() if not note.startswith("* ")],
         best_by=comparison.best_by if best else None,
         pictures=[{"title": TITLES.get(path.stem, path.stem), "uri": _uri(path)} for path in pictures],
-        artifacts=[_artifact(run, _different(comparison)) for run in comparison.runs],
+        artifacts=[_artifact(run, different) for run in comparison.runs],
     )
 
 
@@ -95,10 +96,8 @@ def _sortable(value: Any) -> float:
 
 def _different(comparison: Comparison) -> set[str]:
     """The keys that not all runs have alike: a sweep sets others too."""
-    keys = {key for run in comparison.runs for key in run.settings}
-    return {
-        key for key in keys if len({run.settings.get(key) and run.settings[key].text for run in comparison.runs}) > 1
-    }
+    texts = [{key: setting.text for key, setting in run.settings.items()} for run in comparison.runs]
+    return {key for key in set().union(*texts) if len({own.get(key) for own in texts}) > 1}
 
 
 def _artifact(run: Any, different: Collection[str]) -> dict[str, Any]:

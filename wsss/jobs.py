@@ -103,7 +103,12 @@ def alone(settings: HydraConf) -> list[str]:
 
 def searching(settings: HydraConf) -> bool:
     """Whether the job that Hydra runs now belongs to a search, which needs a number from each."""
-    return settings.mode is RunMode.MULTIRUN and not str(settings.sweeper._target_).endswith(".BasicSweeper")
+    return settings.mode is RunMode.MULTIRUN and not is_grid(settings.sweeper)
+
+
+def is_grid(sweeper: Any) -> bool:
+    """Whether the jobs of a configured sweeper are known before the first runs."""
+    return str(sweeper._target_).endswith(".BasicSweeper")
 
 
 def attempt(work: Callable[[], float | None], program: Sequence[str]) -> float | Failed | None:
@@ -217,4 +222,16 @@ def _write(directory: Path, job: Job) -> None:
     write_json(directory / RECORD, asdict(job))
 
 
-__all__ = ["Failed", "Job", "Unmeasured", "Watch", "alone", "attempt", "begun", "forget", "report", "searching"]
+__all__ = [
+    "Failed",
+    "Job",
+    "Unmeasured",
+    "Watch",
+    "alone",
+    "attempt",
+    "begun",
+    "forget",
+    "is_grid",
+    "report",
+    "searching",
+]

@@ -20,6 +20,7 @@ from wsss.cli import CONF
 from wsss.config import register
 from wsss.differences import Setting
 from wsss.errors import ConfigError
+from wsss.jobs import is_grid
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def expand(overrides: Sequence[str]) -> Sweep:
         loader = GlobalHydra.instance().config_loader()
         master = loader.load_configuration("config", list(overrides), run_mode=RunMode.MULTIRUN)
         sweeper, choices = master.hydra.sweeper, master.hydra.runtime.choices
-        if not str(sweeper._target_).endswith(".BasicSweeper"):
+        if not is_grid(sweeper):
             raise ConfigError(
                 f"{sweeper._target_} picks its jobs as it runs; only a grid (Hydra's basic sweeper) is known. Compare "
                 f"what it has made so far:  python -m wsss.compare --store {master.paths.artifacts} --stage <stage>"

@@ -95,7 +95,7 @@ def render_index(root: Path) -> str:
             for sides, href in sorted(pairs.items())
         ],
         tables=_tables(root),
-        facts=_facts(groups, pages, pairs) | {"store": "" if root == STORE else f" --store {shlex.quote(str(root))}"},
+        facts=_facts(groups, pairs) | {"store": "" if root == STORE else f" --store {shlex.quote(str(root))}"},
     )
 
 
@@ -140,16 +140,13 @@ def _row(one: Experiment, group: Group, told: Sequence[tuple[str, str]], pages: 
     }
 
 
-def _facts(
-    groups: Sequence[Group], pages: Mapping[str, Sequence[str]], pairs: Mapping[tuple[str, str], str]
-) -> dict[str, Any]:
+def _facts(groups: Sequence[Group], pairs: Mapping[tuple[str, str], str]) -> dict[str, Any]:
     """What the page needs to set two experiments side by side."""
     return {
         "experiments": {
             one.fingerprint: {
                 "name": one.name,
                 "group": number,
-                "page": quote(found[0]) if (found := pages.get(one.fingerprint)) else None,
                 "numbers": [(name, one.value(step, key)) for step, key, name, _ in group.columns],
                 "settings": [
                     (key.removesuffix("._target_"), value_text(key, value), node_of(key))

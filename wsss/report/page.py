@@ -170,14 +170,13 @@ def render_report(data: ReportData) -> str:
     """The page as HTML. Pictures shrink step by step until it keeps to ``pictures.SIZE_LIMIT``."""
     context = _context(data)
     filled = template("report.html")
-    page = ""
-    for width, quality in pictures.PICTURE_STEPS:
+
+    def render(width: int, quality: int) -> str:
         galleries = _galleries(data, width=width, quality=quality)
         prototypes = _prototypes(data, side=width // 5, quality=quality)
-        page = filled.render(context, galleries=galleries, prototypes=prototypes)
-        if len(page.encode("utf-8")) <= pictures.SIZE_LIMIT:
-            break
-    return page
+        return filled.render(context, galleries=galleries, prototypes=prototypes)
+
+    return pictures.fitting(render)
 
 
 def _context(data: ReportData) -> dict[str, Any]:
@@ -392,14 +391,20 @@ def _known(value: object, suffix: str = "") -> str | None:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
+MEASURES = (
+    ("classifier", "ap", "map", "Tag AP"),
+    ("seeds", "iou", "miou", "Seeds IoU"),
+    ("labels", "iou", "miou", "Pseudo-label IoU"),
+    ("relabels", "iou", "miou", "Predicted-label IoU"),
+    ("segmenter", "iou", "miou", "Validation IoU"),
+)
+"""Step, numbers by class name, their mean, and title."""
+
+
 def _class_table(data: ReportData, metrics: MetricsByStage) -> dict[str, Any] | None:
     """One line per class and one column per stage that was measured class by class."""
     candidates = [
-        ("Tag AP", metrics["classifier"].get("ap"), metrics["classifier"].get("map")),
-        ("Seeds IoU", metrics["seeds"].get("iou"), metrics["seeds"].get("miou")),
-        ("Pseudo-label IoU", metrics["labels"].get("iou"), metrics["labels"].get("miou")),
-        ("Predicted-label IoU", metrics["relabels"].get("iou"), metrics["relabels"].get("miou")),
-        ("Validation IoU", metrics["segmenter"].get("iou"), metrics["segmenter"].get("miou")),
+        *((title, metrics[step].get(key), metrics[step].get(mean)) for step, key, mean, title in MEASURES),
         ("True-mask IoU", data.ceiling_iou, _ceiling(data, metrics)),
         ("Weak / full", *_weak_over_full(data, metrics)),
     ]

@@ -21,7 +21,7 @@ from wsss.report import pictures
 from wsss.report.chart import curve_chart
 from wsss.report.experiments import Experiment, same_data
 from wsss.report.index import FOLDER, PAIRS
-from wsss.report.page import BACKGROUND_NAME, HEADLINE
+from wsss.report.page import BACKGROUND_NAME, HEADLINE, MEASURES
 from wsss.report.pictures import Classes, has_ignored, overlay_strongest, shrink, tile
 from wsss.stages.segmenter import PREDICTIONS
 from wsss.store.differences import changed_settings
@@ -36,15 +36,6 @@ FURTHER = (
 
 NEITHER_BETTER = frozenset({"ceiling", "ignored"})
 """Keys of numbers that are not better when they are higher."""
-
-MEASURES = (
-    ("classifier", "ap", "map", "Tag AP"),
-    ("seeds", "iou", "miou", "Seeds IoU"),
-    ("labels", "iou", "miou", "Pseudo-label IoU"),
-    ("relabels", "iou", "miou", "Predicted-label IoU"),
-    ("segmenter", "iou", "miou", "Validation IoU"),
-)
-"""Step, numbers by class name, their mean, and title."""
 
 RECORDED = ("git_commit", "versions", "hardware")
 """What manifests record beside the configuration, and what can move numbers too."""
@@ -134,30 +125,31 @@ def render_pair(first: Experiment, second: Experiment, galleries: Sequence[Galle
         command: makes the page again.
     """
     check_pair(first, second)
-    both = (first, second)
+    both, same = (first, second), shared_steps(first, second)
+    comparable = same_data(both)
     context = {
         "both": both,
-        "stage": first.stage,
         "command": command,
-        "same_data": same_data(both),
-        "summary": _summary(first, second),
-        "numbers": _numbers(first, second),
-        "settings": [(key.removesuffix("._target_"), a, b) for key, a, b in _changed(first, second)],
+        "same_data": comparable,
+        "summary": _summary(first, second) if comparable else [],
+        "numbers": _numbers(first, second, same),
+        "settings": [
+            (key.removesuffix("._target_"), a, b) for key, a, b in changed_settings(first.settings, second.settings)
+        ],
         "recorded": _recorded(first, second),
-        "shared": shared_steps(first, second),
-        "chart": None if "seeds" in shared_steps(first, second) else curve_chart(*(_of(one, "seeds") for one in both)),
-        "plot": _plot(first, second),
-        "table": _class_table(first, second),
+        "shared": same,
+        "chart": None if "seeds" in same else curve_chart(*(_of(one, "seeds") for one in both)),
+        "plot": _plot(first, second) if comparable else None,
+        "table": _class_table(first, second, same) if comparable else None,
         "heat": pictures.HEAT,
     }
-    filled = template("pair.html")
-    page = ""
-    for width, quality in pictures.PICTURE_STEPS:
-        drawn = [_draw(gallery, Classes(first.classes), width=width, quality=quality) for gallery in galleries]
-        page = filled.render(context, galleries=drawn)
-        if len(page.encode("utf-8")) <= pictures.SIZE_LIMIT:
-            break
-    return page
+    filled, classes = template("pair.html"), Classes(first.classes)
+
+    def render(width: int, quality: int) -> str:
+        drawn = [_draw(gallery, classes, width=width, quality=quality) for gallery in galleries]
+        return filled.render(context, galleries=drawn)
+
+    return pictures.fitting(render)
 
 
 # Numbers ------------------------------------------------------------------------------------------------------------
@@ -193,7 +185,7 @@ def _summary(first: Experiment, second: Experiment) -> list[str]:
     stage = first.stage
     where = "validation images" if stage == "segmenter" else "training images"
     a, b = first.value(stage, "miou"), second.value(stage, "miou")
-    if a is None or b is None or not same_data((first, second)):
+    if a is None or b is None:
         return []
     change = points(b - a)
     than = "as much as A" if change == "0.0" else f"{change.lstrip('+-')} points {'more' if b > a else 'less'} than A"
@@ -210,9 +202,8 @@ def _summary(first: Experiment, second: Experiment) -> list[str]:
     return told
 
 
-def _numbers(first: Experiment, second: Experiment) -> list[dict[str, Any]]:
+def _numbers(first: Experiment, second: Experiment, same: Sequence[str]) -> list[dict[str, Any]]:
     rows = [(step, key, name) for step, key, name, _ in HEADLINE] + list(FURTHER)
-    same = shared_steps(first, second)
     found = []
     for step, key, name in rows:
         a, b = first.value(step, key), second.value(step, key)
@@ -232,10 +223,6 @@ def _minus(b: float | None, a: float | None) -> float | None:
     return None if a is None or b is None else b - a
 
 
-def _changed(first: Experiment, second: Experiment) -> list[tuple[str, str, str]]:
-    return changed_settings(first.settings, second.settings)
-
-
 def _recorded(first: Experiment, second: Experiment) -> list[tuple[str, str, str]]:
     """Code, libraries and machines of the last artifacts that differ."""
     found = []
@@ -249,15 +236,14 @@ def _recorded(first: Experiment, second: Experiment) -> list[tuple[str, str, str
     return [row for row in found if row[1] != row[2]]
 
 
-def _class_table(first: Experiment, second: Experiment) -> dict[str, Any] | None:
+def _class_table(first: Experiment, second: Experiment, same: Sequence[str]) -> dict[str, Any] | None:
     """One line per class; for each step that both measured, and that is not the same, both numbers and the change."""
-    same = shared_steps(first, second)
     columns = []
     for step, key, mean, title in MEASURES:
         a, b = _of(first, step).get(key), _of(second, step).get(key)
         if a and b and step not in same:
             columns.append((title, a, b, first.value(step, mean), second.value(step, mean)))
-    if not columns or first.classes != second.classes:
+    if not columns:
         return None
     colors = Classes(first.classes)
     return {
@@ -281,7 +267,7 @@ def _triple(a: float | None, b: float | None) -> tuple[float | None, float | Non
 def _plot(first: Experiment, second: Experiment) -> dict[str, Any] | None:
     """mIoU of each image, A to the right and B up; None where images were not measured one by one."""
     found = shared(per_image(first, first.stage), per_image(second, second.stage))
-    if len(found) < 2 or not same_data((first, second)):
+    if len(found) < 2:
         return None
     every = -(-len(found) // MOST_POINTS)
     low, span = PLOT["low"], PLOT["high"] - PLOT["low"]
@@ -338,7 +324,7 @@ def gather(first: Experiment, second: Experiment, data: ImageSet, *, each: int =
     galleries = []
     steps = tuple(next((step for step in LABELS if step in one.chain), "") for one in (first, second))
     same = shared_steps(first, second)
-    if all(steps) and steps[0] in first.chain and first.chain[steps[0]] != second.chain[steps[1]]:
+    if all(steps) and first.chain[steps[0]] != second.chain[steps[1]]:
         galleries.append(_training_gallery(first, second, steps, data, each, seeds="seeds" not in same))
     elif first.stage == "seeds":
         galleries.append(_seeds_gallery(first, second, data, each))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,20 @@ SIZE_LIMIT = 6_000_000
 
 HEAT = [viz.css_color(index, palette=viz.heat_colors(np.linspace(0, 1, 9))) for index in range(9)]
 """CSS colours of scores from 0 to 1."""
+
+
+def fitting(render: Callable[[int, int], str]) -> str:
+    """A page whose pictures shrink step by step until it keeps to ``SIZE_LIMIT``.
+
+    Args:
+        render: the page with pictures of a width and a quality.
+    """
+    page = ""
+    for width, quality in PICTURE_STEPS:
+        page = render(width, quality)
+        if len(page.encode("utf-8")) <= SIZE_LIMIT:
+            break
+    return page
 
 
 @dataclass(frozen=True)
